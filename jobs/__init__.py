@@ -1,0 +1,1 @@
+"""What `ray job submit` and the command line run as processes: sweeps, data, benches."""

@@ -1,0 +1,374 @@
+"""Config: every setting of a run, frozen and validated, from the environment or from keywords.
+
+Names are the field's: the environment variable is the field's name in upper case. `PRESET`
+chooses the defaults: `record` (the recipe on 8 GPUs) or `tiny` (the same recipe, small enough
+for a laptop's CPU).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+WarmdownShape = Literal["linear", "cosine"]
+Attention = Literal["auto", "fa3", "sdpa"]
+Device = Literal["auto", "cpu", "cuda"]
+NONE_WORDS = ("", "none")
+TRUE_WORDS = ("1", "true", "yes", "on")
+FALSE_WORDS = ("0", "false", "no", "off")
+
+# Names that public scripts use for what is called otherwise here: alias -> field.
+ALIASES = {"min_lr": "lr_floor"}
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names it, what was found and what is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a run. Defaults are the record's; lengths in tokens, times in seconds."""
+
+    preset: str = "record"
+    seed: int = 1337
+    device: Device = "auto"
+    run_dir: str = "."
+
+    # Data
+    data_dir: str = "./data"
+    tokenizer_path: str | None = None
+    vocab_size: int = 4096
+    train_seq_len: int = 2048
+    train_batch_tokens: int = 786_432
+    grad_accum_steps: int | None = None
+
+    # Length of training
+    iterations: int = 20_000
+    max_wallclock_seconds: float = 600.0
+    gptq_reserve_seconds: float = 10.0
+    warmup_steps: int = 20
+    train_log_every: int = 500
+    val_loss_every: int = 4_000
+
+    # Network
+    num_layers: int = 11
+    model_dim: int = 512
+    embedding_dim: int = 512
+    num_heads: int = 8
+    num_kv_heads: int = 4
+    mlp_mult: float = 4.0
+    tie_embeddings: bool = True
+    tied_embed_init_std: float = 0.005
+    logit_softcap: float = 30.0
+    rope_base: float = 10_000.0
+    rope_dims: int = 16
+    qk_gain_init: float = 5.0
+    ln_scale: bool = True
+    xsa_last_n: int = 11
+    skip_gates_enabled: bool = True
+    ve_enabled: bool = True
+    ve_dim: int = 128
+    ve_layers: tuple[int, ...] = (9, 10)
+    parallel_start_layer: int | None = 7
+    recur_layers: tuple[int, ...] = (4, 5)
+    recur_start_step: int = 3_000
+    attention: Attention = "auto"
+    compile: bool | None = None
+
+    # Optimisation
+    matrix_lr: float = 0.02
+    muon_momentum: float = 0.99
+    muon_momentum_warmup_start: float = 0.92
+    muon_momentum_warmup_steps: int = 1_500
+    muon_backend_steps: int = 5
+    muon_wd: float = 0.09
+    tied_embed_lr: float = 0.03
+    embed_lr: float = 0.6
+    head_lr: float = 0.008
+    embed_wd: float = 0.09
+    scalar_lr: float = 0.02
+    adam_wd: float = 0.02
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+    grad_clip_norm: float = 0.3
+    ema_decay: float = 0.997
+    warmdown_frac: float = 0.667
+    warmdown_shape: WarmdownShape = "linear"
+    lr_floor: float = 0.0
+
+    # Evaluation
+    eval_seq_len: int = 2048
+    eval_stride: int = 64
+    val_batch_tokens: int = 524_288
+    sliding_window_enabled: bool = True
+
+    # Quantisation and artifact
+    gptq_enabled: bool = True
+    gptq_calibration_batches: int = 64
+    gptq_min_weights: int = 65_536
+    compressor: Literal["brotli"] = "brotli"
+    budget_bytes: int = 16_000_000
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _convert(field.name, getattr(self, field.name), _TYPES[field.name])
+            object.__setattr__(self, field.name, value)
+        _validate(self)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """The config that an environment asks for; other variables are nobody's business here."""
+        return cls(**_overrides(environ))
+
+    def echo(self) -> dict[str, Any]:
+        """Every field as a JSON value, aliases included, so that overrides can be checked."""
+        values = dataclasses.asdict(self)
+        values |= {alias: values[field] for alias, field in ALIASES.items()}
+        return {name: _echo_value(value) for name, value in values.items()}
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        if self.tokenizer_path is not None:
+            return Path(self.tokenizer_path)
+        return self.data_path / "tokenizers" / f"fineweb_{self.vocab_size}_bpe.model"
+
+    @property
+    def head_dim(self) -> int:
+        return self.model_dim // self.num_heads
+
+    @property
+    def kv_dim(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def train_budget_seconds(self) -> float:
+        """Wall-clock for training proper: the cap less what calibration needs; 0: no cap."""
+        if self.max_wallclock_seconds == 0:
+            return 0.0
+        reserve = self.gptq_reserve_seconds if self.gptq_enabled else 0.0
+        return self.max_wallclock_seconds - reserve
+
+    def micro_batches(self, world_size: int) -> int:
+        """Gradient accumulation steps; by default as many as eight ranks would not need."""
+        if self.grad_accum_steps is not None:
+            return self.grad_accum_steps
+        return max(1, 8 // world_size)
+
+    def check_run(self, world_size: int) -> None:
+        """ConfigError unless `world_size` ranks can train and evaluate with these lengths."""
+        _require(
+            self.train_batch_tokens % self.train_seq_len == 0,
+            "train_batch_tokens",
+            self,
+            f"a multiple of TRAIN_SEQ_LEN {self.train_seq_len}",
+        )
+        _require(
+            self.eval_stride <= self.eval_seq_len,
+            "eval_stride",
+            self,
+            f"at most EVAL_SEQ_LEN {self.eval_seq_len}",
+        )
+        _require(
+            self.max_wallclock_seconds == 0 or self.train_budget_seconds > 0,
+            "max_wallclock_seconds",
+            self,
+            f"0 (no cap) or more than GPTQ_RESERVE_SECONDS {self.gptq_reserve_seconds:g}",
+        )
+        sequences = self.train_batch_tokens // self.train_seq_len
+        micro_batches = self.micro_batches(world_size)
+        if sequences % (world_size * micro_batches):
+            raise ConfigError(
+                f"TRAIN_BATCH_TOKENS {self.train_batch_tokens} is {sequences} sequences of "
+                f"TRAIN_SEQ_LEN {self.train_seq_len}, which {world_size} ranks x {micro_batches} "
+                "accumulation steps do not divide evenly. Change TRAIN_BATCH_TOKENS, "
+                "GRAD_ACCUM_STEPS or the number of processes"
+            )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "record": {},
+    # The same recipe with every part in use, sized for one CPU core and half a minute.
+    "tiny": {
+        "vocab_size": 1024,
+        "train_seq_len": 256,
+        "train_batch_tokens": 8_192,
+        "grad_accum_steps": 1,
+        "iterations": 300,
+        "max_wallclock_seconds": 0.0,
+        "warmup_steps": 2,
+        "train_log_every": 10,
+        "val_loss_every": 0,
+        "num_layers": 6,
+        "model_dim": 128,
+        "embedding_dim": 128,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "mlp_mult": 3.0,
+        "rope_dims": 8,
+        "xsa_last_n": 6,
+        "ve_dim": 32,
+        "ve_layers": (4, 5),
+        "parallel_start_layer": 4,
+        "recur_layers": (2, 3),
+        "recur_start_step": 150,
+        "muon_momentum": 0.95,
+        "muon_momentum_warmup_start": 0.85,
+        "muon_momentum_warmup_steps": 100,
+        "ema_decay": 0.97,
+        "eval_seq_len": 256,
+        "eval_stride": 64,
+        "val_batch_tokens": 16_384,
+        "gptq_calibration_batches": 8,
+        "gptq_min_weights": 4_096,
+    },
+}
+
+
+def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
+    preset = environ.get("PRESET", "record")
+    if preset not in PRESETS:
+        raise ConfigError(f"PRESET: {preset!r} is not one of {', '.join(PRESETS)}")
+    values = dict(PRESETS[preset])
+    for alias, field in ALIASES.items():
+        if alias.upper() not in environ:
+            continue
+        if field.upper() in environ:
+            raise ConfigError(f"{alias.upper()} and {field.upper()} are one setting; give one")
+        values[field] = environ[alias.upper()]
+    for name in _TYPES:
+        if name.upper() in environ:
+            values[name] = environ[name.upper()]
+    return values
+
+
+def known_name(name: str) -> str | None:
+    """The setting that a misspelt environment name was probably meant to be."""
+    matches = difflib.get_close_matches(name.lower(), [*_TYPES, *ALIASES], n=1)
+    return matches[0].upper() if matches else None
+
+
+def _convert(name: str, value: Any, wanted: Any) -> Any:
+    """`value` (a string from the environment, or a Python value) as the type `wanted`."""
+    origin, options = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or (isinstance(value, str) and value.strip().lower() in NONE_WORDS):
+            return None
+        return _convert(name, value, next(o for o in options if o is not type(None)))
+    if origin is Literal:
+        if value not in options:
+            allowed = ", ".join(map(str, options))
+            raise ConfigError(f"{name.upper()}: {value!r} is not one of {allowed}")
+        return value
+    if origin is tuple:
+        parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
+        return tuple(_convert(name, part, int) for part in parts)
+    return _scalar(name, value, wanted)
+
+
+def _scalar(name: str, value: Any, wanted: type) -> Any:
+    try:
+        if wanted is bool and isinstance(value, str):
+            word = value.strip().lower()
+            if word not in TRUE_WORDS + FALSE_WORDS:
+                raise ValueError
+            return word in TRUE_WORDS
+        if wanted is int and not isinstance(value, bool):
+            number = float(value)
+            if number != int(number):
+                raise ValueError
+            return (
+                int(value)
+                if isinstance(value, str) and value.lstrip("+-").isdigit()
+                else int(number)
+            )
+        if wanted is float and not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    else:
+        if isinstance(value, wanted):
+            return value
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[wanted]
+    raise ConfigError(f"{name.upper()}: expected {kind}, found {value!r}") from None
+
+
+def _echo_value(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _validate(config: Config) -> None:
+    """ConfigError for the first setting that cannot work."""
+    positive = (
+        "vocab_size train_seq_len train_batch_tokens iterations num_layers model_dim embedding_dim "
+        "num_heads num_kv_heads mlp_mult logit_softcap rope_base muon_backend_steps matrix_lr "
+        "eval_seq_len eval_stride val_batch_tokens budget_bytes"
+    )
+    for name in positive.split():
+        _require(getattr(config, name) > 0, name, config, "more than 0")
+    not_negative = (
+        "max_wallclock_seconds gptq_reserve_seconds warmup_steps train_log_every val_loss_every "
+        "rope_dims xsa_last_n recur_start_step lr_floor grad_clip_norm muon_momentum_warmup_steps "
+        "gptq_calibration_batches gptq_min_weights seed muon_wd embed_wd adam_wd"
+    )
+    for name in not_negative.split():
+        value = getattr(config, name)
+        _require(0 <= value < float("inf"), name, config, "0 or more, and finite")
+    _require(config.vocab_size <= 65_536, "vocab_size", config, "at most 65536 (uint16 shards)")
+    _require(0 <= config.warmdown_frac <= 1, "warmdown_frac", config, "from 0 to 1")
+    _require(config.lr_floor <= 1, "lr_floor", config, "from 0 to 1")
+    _require(0 <= config.ema_decay < 1, "ema_decay", config, "from 0 up to but not 1")
+    _require(
+        config.grad_accum_steps is None or config.grad_accum_steps > 0,
+        "grad_accum_steps",
+        config,
+        "more than 0, or none to derive it",
+    )
+    _validate_network(config)
+
+
+def _validate_network(config: Config) -> None:
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    _require(config.model_dim % heads == 0, "num_heads", config, f"a divisor of {config.model_dim}")
+    _require(heads % kv_heads == 0, "num_kv_heads", config, f"a divisor of NUM_HEADS {heads}")
+    _require(
+        config.rope_dims % 2 == 0 and config.rope_dims <= config.head_dim,
+        "rope_dims",
+        config,
+        f"even and at most the head dimension {config.head_dim}",
+    )
+    layers = range(config.num_layers)
+    for name in ("ve_layers", "recur_layers"):
+        chosen = getattr(config, name)
+        inside = list(chosen) == sorted(set(chosen)) and all(i in layers for i in chosen)
+        _require(inside, name, config, f"increasing layers from 0 to {config.num_layers - 1}")
+    contiguous = all(b == a + 1 for a, b in itertools.pairwise(config.recur_layers))
+    _require(contiguous, "recur_layers", config, "neighbouring layers, for example 4,5")
+    start = config.parallel_start_layer
+    _require(
+        start is None or config.num_layers // 2 <= start < config.num_layers,
+        "parallel_start_layer",
+        config,
+        f"in the decoder half ({config.num_layers // 2} to {config.num_layers - 1}), or none",
+    )
+
+
+def _require(condition: bool, name: str, config: Config, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(
+            f"{name.upper()}: must be {allowed}, found {_echo_value(getattr(config, name))!r}"
+        )
+
+
+_TYPES: dict[str, Any] = typing.get_type_hints(Config)

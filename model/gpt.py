@@ -1,0 +1,285 @@
+"""The network: a GPT with XSA, partial RoPE, value embeddings, U-Net skips, depth recurrence and
+parallel residual lanes. No I/O, no optimiser.
+
+Shapes: B batch, T time, D model, H query heads, K key/value heads, C head dim, V vocabulary.
+Parameters are float32; the compute dtype is that of the activations, which `forward` starts in
+`compute_dtype` (bfloat16 on GPUs). Parameter names are those of the public implementation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Config
+
+try:
+    from flash_attn_interface import flash_attn_func as flash_attn_3
+except ImportError:
+    flash_attn_3 = None
+
+VE_SCALE_INIT = 0.1
+VE_EMBED_STD = 0.01
+ORTHOGONAL_MIN_SIDE = 64
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x / rms(x) over the last dimension, without parameters."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class CastedLinear(nn.Linear):
+    """A bias-free linear whose float32 weight is cast to the activations' dtype."""
+
+    def __init__(self, d_in: int, d_out: int, *, zero_init: bool = False) -> None:
+        self.zero_init = zero_init
+        super().__init__(d_in, d_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        if self.zero_init:
+            nn.init.zeros_(self.weight)
+        elif min(self.weight.shape) >= ORTHOGONAL_MIN_SIDE:
+            nn.init.orthogonal_(self.weight, gain=1.0)
+        else:
+            super().reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each [1, T, 1, r/2]
+
+
+def rotary_tables(T: int, config: Config, device: torch.device, dtype: torch.dtype) -> RotaryTables:  # noqa: N803
+    """Angles of the partial rotary embedding for T positions.
+
+    Beyond the training length the base grows so that the slowest frequency turns no further
+    than it did in training (NTK-aware scaling).
+    """
+    r, base = config.rope_dims, config.rope_base
+    if config.train_seq_len < T and r > 2:
+        base *= (T / config.train_seq_len) ** (r / (r - 2))
+    frequency = base ** (-torch.arange(0, r, 2, dtype=torch.float32, device=device) / max(r, 1))
+    angle = torch.outer(torch.arange(T, dtype=torch.float32, device=device), frequency)
+    angle = angle[None, :, None, :]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
+    """Turn the first r dims of each head by its position, pass the rest; x [B, T, H, C]."""
+    cos, sin = tables
+    half = cos.size(-1)
+    x1, x2, rest = x.split([half, half, x.size(-1) - 2 * half], dim=-1)
+    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin, rest], dim=-1)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+    """Causal grouped-query attention: q [B, T, H, C], k and v [B, T, K, C] -> [B, T, H, C]."""
+    use_fa3 = backend == "fa3" or (backend == "auto" and flash_attn_3 is not None and q.is_cuda)
+    if use_fa3:
+        assert flash_attn_3 is not None, "the trainer checks that FlashAttention 3 is installed"
+        return flash_attn_3(q, k, v, causal=True)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1))
+    return y.transpose(1, 2)
+
+
+def subtract_self_value(y: Tensor, v: Tensor) -> Tensor:
+    """XSA: remove from each head's output its projection onto the position's own value.
+
+    y [B, T, H, C], v [B, T, K, C]; each value head serves the H/K query heads of its group.
+    """
+    B, T, H, C = y.shape
+    grouped = y.reshape(B, T, v.size(2), -1, C)
+    direction = F.normalize(v, dim=-1)[:, :, :, None, :]
+    projection = (grouped * direction).sum(-1, keepdim=True) * direction
+    return (grouped - projection).reshape(B, T, H, C)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, *, xsa: bool) -> None:
+        super().__init__()
+        D = config.model_dim
+        self.head_dim = config.head_dim
+        self.xsa = xsa
+        self.backend = config.attention
+        self.c_q = CastedLinear(D, D)
+        self.c_k = CastedLinear(D, config.kv_dim)
+        self.c_v = CastedLinear(D, config.kv_dim)
+        self.proj = CastedLinear(D, D, zero_init=True)
+        self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.qk_gain_init))
+
+    def forward(self, x: Tensor, tables: RotaryTables, value_embedding: Tensor | None) -> Tensor:
+        B, T, D = x.shape
+        q = self.c_q(x).view(B, T, -1, self.head_dim)
+        k = self.c_k(x).view(B, T, -1, self.head_dim)
+        v = self.c_v(x)
+        if value_embedding is not None:
+            v = v + value_embedding
+        v = v.view(B, T, -1, self.head_dim)
+        q = rotate(rms_norm(q), tables) * self.q_gain.to(q.dtype)[:, None]
+        k = rotate(rms_norm(k), tables)
+        y = causal_attention(q, k, v, self.backend)
+        if self.xsa:
+            y = subtract_self_value(y, v)
+        return self.proj(y.reshape(B, T, D))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        hidden = int(config.mlp_mult * config.model_dim)
+        self.fc = CastedLinear(config.model_dim, hidden)
+        self.proj = CastedLinear(hidden, config.model_dim, zero_init=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.leaky_relu(self.fc(x), 0.5).square())
+
+
+class Block(nn.Module):
+    """One physical layer: the parts of a residual step, on one lane or on two."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        D = config.model_dim
+        self.attn = Attention(config, xsa=layer >= config.num_layers - config.xsa_last_n)
+        self.mlp = MLP(config)
+        self.attn_scale = nn.Parameter(torch.ones(D))
+        self.mlp_scale = nn.Parameter(torch.ones(D))
+        self.resid_mix = nn.Parameter(torch.stack([torch.ones(D), torch.zeros(D)]))
+        self.ln_scale = 1 / math.sqrt(layer + 1) if config.ln_scale else 1.0
+
+    def attend(
+        self, x: Tensor, x0: Tensor, tables: RotaryTables, value_embedding: Tensor | None
+    ) -> Tensor:
+        """x mixed with the input x0, plus attention; all [B, T, D]."""
+        mix = self.resid_mix.to(x.dtype)
+        x = mix[0] * x + mix[1] * x0
+        y = self.attn(rms_norm(x) * self.ln_scale, tables, value_embedding)
+        return x + self.attn_scale.to(x.dtype) * y
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """x plus the MLP; [B, T, D]."""
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.ln_scale)
+
+
+class ValueEmbedding(nn.Module):
+    """A second embedding of the tokens, added to the values of some layers."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(config.vocab_size, config.ve_dim)
+        nn.init.normal_(self.embed.weight, std=VE_EMBED_STD)
+        self.proj = CastedLinear(config.ve_dim, config.kv_dim, zero_init=True)
+        self.scale = nn.Parameter(torch.tensor(VE_SCALE_INIT))
+
+    def forward(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, T] -> [B, T, K*C]."""
+        return self.proj(self.embed(input_ids).to(dtype)) * self.scale.to(dtype)
+
+
+class GPT(nn.Module):
+    """The whole network; weights come from torch's global random state."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        D, E, V = config.model_dim, config.embedding_dim, config.vocab_size
+        skips = min(config.num_layers // 2, config.num_layers - config.num_layers // 2)
+        self.tok_emb = nn.Embedding(V, E)
+        nn.init.normal_(self.tok_emb.weight, std=config.tied_embed_init_std)
+        self.embed_proj = CastedLinear(E, D) if E != D else None
+        self.head_proj = CastedLinear(D, E) if E != D else None
+        self.skip_weights = nn.Parameter(torch.ones(skips, D))
+        self.skip_gates = nn.Parameter(torch.zeros(skips, D)) if config.skip_gates_enabled else None
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.ve_layers = config.ve_layers if config.ve_enabled else ()
+        self.ve_shared = ValueEmbedding(config) if self.ve_layers else None
+        self.ve_layer_scales = nn.ParameterList(torch.ones(1) for _ in self.ve_layers)
+        self.lane_merge = (
+            nn.Parameter(torch.tensor(0.5)) if config.parallel_start_layer is not None else None
+        )
+        self.lm_head = None if config.tie_embeddings else CastedLinear(E, V, zero_init=True)
+        self.compute_dtype = torch.float32
+        self.set_recurrence_active(False)
+
+    def set_recurrence_active(self, active: bool) -> None:
+        """Run the recurrent layers twice (True) or once; holds until the next call."""
+        layers = list(range(self.config.num_layers))
+        recurrent = list(self.config.recur_layers)
+        if active and recurrent:
+            after = recurrent[-1] + 1
+            layers[after:after] = recurrent
+        self.recurrence_active = active
+        self.virtual_layers = tuple(layers)
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Final normalised states, [B, T] -> [B, T, D]."""
+        x = rms_norm(self.tok_emb(input_ids).to(self.compute_dtype))
+        if self.embed_proj is not None:
+            x = self.embed_proj(x)
+        x0 = x
+        tables = rotary_tables(x.size(1), self.config, x.device, x.dtype)
+        values = self._value_embeddings(input_ids)
+        lane1 = None  # the second lane, once it has branched off; x is then the first
+        skips: list[Tensor] = []
+        popped = 0
+        encoder = len(self.virtual_layers) // 2
+        for position, layer in enumerate(self.virtual_layers):
+            block = self.blocks[layer]
+            decoding = position >= encoder
+            if decoding and skips and popped < len(self.skip_weights):
+                x = self._merge_skip(x, skips.pop(), popped)
+                popped += 1
+            if decoding and self._parallel(layer) and lane1 is None:
+                lane1 = x
+            x = block.attend(x, x0, tables, values.get(layer))
+            if lane1 is None:
+                x = block.feed_forward(x)
+            else:
+                lane1 = block.feed_forward(lane1)
+            if not decoding:
+                skips.append(x)
+        if lane1 is not None:
+            x = torch.lerp(lane1, x, self.lane_merge.to(x.dtype))
+        return rms_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Soft-capped float32 logits, [..., D] -> [..., V]."""
+        if self.head_proj is not None:
+            hidden = self.head_proj(hidden)
+        if self.lm_head is not None:
+            raw = self.lm_head(hidden)
+        else:
+            raw = F.linear(hidden, self.tok_emb.weight.to(hidden.dtype))
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(raw.float() / cap)
+
+    def forward_logits(self, input_ids: Tensor) -> Tensor:
+        """[B, T] -> float32 [B, T, V]."""
+        return self.logits(self.hidden(input_ids))
+
+    def forward(self, input_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over all positions, a float32 scalar."""
+        logits = self.forward_logits(input_ids)
+        return F.cross_entropy(logits.flatten(0, 1), target_ids.flatten())
+
+    def _value_embeddings(self, input_ids: Tensor) -> dict[int, Tensor]:
+        if self.ve_shared is None:
+            return {}
+        shared = self.ve_shared(input_ids, self.compute_dtype)
+        scaled = zip(self.ve_layers, self.ve_layer_scales, strict=True)
+        return {layer: shared * scale.to(shared.dtype) for layer, scale in scaled}
+
+    def _parallel(self, layer: int) -> bool:
+        start = self.config.parallel_start_layer
+        return start is not None and layer >= start
+
+    def _merge_skip(self, x: Tensor, skip: Tensor, number: int) -> Tensor:
+        skip = self.skip_weights[number].to(x.dtype) * skip
+        if self.skip_gates is None:
+            return x + skip
+        return torch.lerp(skip, x, torch.sigmoid(self.skip_gates[number].to(x.dtype)))

@@ -1,0 +1,1 @@
+"""Multi-seed sweeps on Ray: choose, launch, judge. Never imports `model`."""
