@@ -9,6 +9,7 @@ Parameters are float32; the compute dtype is that of the activations, which `for
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,11 @@ except ImportError:
 VE_SCALE_INIT = 0.1
 VE_EMBED_STD = 0.01
 ORTHOGONAL_MIN_SIDE = 64
+
+
+def has_flash_attention_3() -> bool:
+    """Whether FlashAttention 3 is installed; it runs on Hopper GPUs only."""
+    return flash_attn_3 is not None
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -229,7 +235,7 @@ class GPT(nn.Module):
         popped = 0
         encoder = len(self.virtual_layers) // 2
         for position, layer in enumerate(self.virtual_layers):
-            block = self.blocks[layer]
+            block = cast(Block, self.blocks[layer])
             decoding = position >= encoder
             if decoding and skips and popped < len(self.skip_weights):
                 x = self._merge_skip(x, skips.pop(), popped)
@@ -243,7 +249,7 @@ class GPT(nn.Module):
                 lane1 = block.feed_forward(lane1)
             if not decoding:
                 skips.append(x)
-        if lane1 is not None:
+        if lane1 is not None and self.lane_merge is not None:
             x = torch.lerp(lane1, x, self.lane_merge.to(x.dtype))
         return rms_norm(x)
 

@@ -157,7 +157,7 @@ class TrainData:
             ((fingerprint(tokens), path, tokens) for path, tokens in shards), key=lambda s: s[0]
         )
         self._prints = [name for name, _, _ in ordered]
-        self._files = [path for _, path, _ in ordered]
+        self.files = [path for _, path, _ in ordered]
         self._shards = [tokens for _, _, tokens in ordered]
         self.vocab_size = vocab_size
         self.seq_len = seq_len
@@ -210,7 +210,7 @@ class TrainData:
         local = number - int(self._ends[shard] - self._counts[shard])
         start = int(self._offsets[shard]) + local * self.seq_len
         tokens = self._shards[shard][start : start + self.seq_len + 1]
-        check_ids(self._files[shard], tokens, self.vocab_size)
+        check_ids(self.files[shard], tokens, self.vocab_size)
         return tokens
 
     def _start_epoch(self, epoch: int) -> None:

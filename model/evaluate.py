@@ -1,0 +1,197 @@
+"""Bits per byte of a model on the validation tokens, by plain and by sliding windows.
+
+BPB is (nats per token / ln 2) x (tokens / bytes): unlike the loss it compares models whose
+tokenizers differ. A sliding window starts every `stride` tokens and scores only its last `stride`
+positions, the first window all of its own, so that every token is scored exactly once and nearly
+all of them with a long context. Plain windows are the case stride = length.
+
+Run as a program it scores an artifact again: `python -m model.evaluate RUN_DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.artifact import ArtifactError, decode
+from model.config import Config, ConfigError
+from model.gpt import GPT
+from model.ranks import Ranks, start_ranks
+from model.report import RESULT
+from model.shards import ShardError, load_val_tokens, val_files
+from model.tokens import DeviceTokenBytes, TokenizerError, load_token_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A model's score: nats per token, bits per byte, over how many tokens and bytes."""
+
+    val_loss: float
+    val_bpb: float
+    tokens: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """The windows that cover `total` target tokens; window i starts at i * stride."""
+
+    total: int
+    seq_len: int
+    stride: int
+
+    def __len__(self) -> int:
+        return 1 + -(-max(0, self.total - self.seq_len) // self.stride)
+
+    def span(self, index: int) -> tuple[int, int, int]:
+        """Start, end (both in tokens) and the number of scored positions of a window."""
+        start = index * self.stride
+        end = min(start + self.seq_len, self.total)
+        if index == 0:
+            return start, end, end
+        return start, end, end - (start + self.seq_len - self.stride)
+
+    def batches(self, first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+        """Cut windows first..last into ranges of equal spans, at most `size` windows each."""
+        # Only the first window scores more than the others, and only the last may be shorter.
+        inner = {cut for cut in (1, len(self) - 1) if first < cut < last}
+        for begin, end in itertools.pairwise(sorted({first, last} | inner)):
+            for start in range(begin, end, size):
+                yield start, min(start + size, end)
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT,
+    tokens: np.ndarray,
+    token_bytes: DeviceTokenBytes,
+    *,
+    seq_len: int,
+    stride: int,
+    batch_tokens: int,
+    ranks: Ranks,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> Score:
+    """Score tokens [n + 1] as n targets; every rank does its share and gets the whole score.
+
+    `batch_tokens` bounds the tokens of one forward pass over all ranks; `on_progress` hears the
+    share done, 0 to 1.
+    """
+    started = time.perf_counter()
+    stream = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
+    windows = Windows(total=tokens.size - 1, seq_len=seq_len, stride=stride)
+    first = len(windows) * ranks.rank // ranks.world
+    last = len(windows) * (ranks.rank + 1) // ranks.world
+    size = max(1, batch_tokens // (seq_len * ranks.world))
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    was_training = model.training
+    model.eval()
+    for begin, end in windows.batches(first, last, size):
+        sums += _score_batch(model, stream, token_bytes, windows, begin, end)
+        on_progress((end - first) / (last - first))
+    model.train(was_training)
+    nats, scored, text_bytes = ranks.sum_(sums).tolist()
+    val_loss = nats / scored
+    return Score(
+        val_loss=val_loss,
+        val_bpb=val_loss / math.log(2) * scored / text_bytes,
+        tokens=int(scored),
+        bytes=int(text_bytes),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _score_batch(
+    model: GPT,
+    stream: Tensor,
+    token_bytes: DeviceTokenBytes,
+    windows: Windows,
+    begin: int,
+    end: int,
+) -> Tensor:
+    """Summed nats, scored tokens and their bytes of windows begin..end, which span alike."""
+    start, stop, scored = windows.span(begin)
+    views = stream[start:].unfold(0, stop - start + 1, windows.stride)[: end - begin]
+    hidden = model.hidden(views[:, :-1])[:, -scored:]
+    targets = views[:, -scored:]
+    previous = views[:, -scored - 1 : -1]
+    nats = F.cross_entropy(
+        model.logits(hidden).flatten(0, 1), targets.flatten(), reduction="none"
+    ).sum(dtype=torch.float64)
+    count = torch.tensor(targets.numel(), device=nats.device)
+    return torch.stack([nats, count.double(), token_bytes.count(previous, targets).double()])
+
+
+def score_artifact(data: bytes, config: Config, ranks: Ranks) -> Score:
+    """The headline score of an artifact: read back, sliding windows (plain where disabled)."""
+    model, _ = decode(data)
+    move_to_compute(model, ranks.device)
+    if model.config.vocab_size != config.vocab_size:
+        raise ArtifactError(
+            f"the artifact has {model.config.vocab_size} tokens, VOCAB_SIZE is {config.vocab_size}"
+        )
+    files = val_files(config.data_path, config.vocab_size)
+    table = load_token_bytes(config.tokenizer_file, config.vocab_size)
+    return evaluate(
+        model,
+        load_val_tokens(files, config.vocab_size, config.eval_seq_len),
+        table.on(ranks.device),
+        seq_len=config.eval_seq_len,
+        stride=config.eval_stride if config.sliding_window_enabled else config.eval_seq_len,
+        batch_tokens=config.val_batch_tokens,
+        ranks=ranks,
+    )
+
+
+def move_to_compute(model: GPT, device: torch.device) -> None:
+    """Place a model: float32 on CPUs, bfloat16 activations on GPUs."""
+    model.to(device)
+    model.compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _read_run(path: Path) -> tuple[bytes, Config]:
+    """An artifact and its config: from a run directory, or a file and the environment."""
+    try:
+        if path.is_dir():
+            result = json.loads((path / RESULT).read_bytes())
+            return (path / result["artifact"]).read_bytes(), Config.from_echo(result["config"])
+        return path.read_bytes(), Config.from_env(os.environ)
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ArtifactError(f"{path}: no artifact or finished run: {error!r}") from error
+
+
+def main() -> int:
+    """Print the score of a run directory or an artifact as one JSON line.
+
+    A run directory brings its own config; a bare artifact takes it from the environment.
+    """
+    parser = argparse.ArgumentParser(prog="python -m model.evaluate", description=main.__doc__)
+    parser.add_argument("path", type=Path, help="a run directory, or an artifact")
+    arguments = parser.parse_args()
+    try:
+        data, config = _read_run(arguments.path)
+        score = score_artifact(data, config, start_ranks(config, os.environ))
+    except (ArtifactError, ConfigError, ShardError, TokenizerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(dataclasses.asdict(score)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""events.jsonl and result.json: what a run tells the outside while it works and when it is done.
+
+The writing half of the process contract (docs/ARCHITECTURE.md). Lines for people go to stdout
+in the field's own log format, so that tools which read public logs read these too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+EVENTS = "events.jsonl"
+RESULT = "result.json"
+ARTIFACT = "final_model.int6.ptz"
+RESULT_SCHEMA = 1
+
+
+class Report:
+    """Writes a run's events; one per process. Only rank 0 speaks, except about errors."""
+
+    def __init__(self, run_dir: Path, rank: int) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir = run_dir
+        self.rank = rank
+        # O_APPEND and one write per line keep lines of several ranks whole.
+        self._events = os.open(run_dir / EVENTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one event; silent on ranks other than 0."""
+        if self.rank == 0:
+            self._append(kind, fields)
+
+    def line(self, text: str) -> None:
+        """Print one line for people; silent on ranks other than 0."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def phase(self, name: str) -> None:
+        self.event("phase", phase=name)
+
+    def warning(self, message: str) -> None:
+        self.event("warning", message=message)
+        self.line(f"warning: {message}")
+
+    def error(self, error: BaseException, *, code: str, **fields: Any) -> None:
+        """Append an error event, whatever the rank."""
+        trace = "".join(traceback.format_exception(error))
+        named = {"error": type(error).__name__, "message": str(error), "code": code}
+        self._append("error", named | {"rank": self.rank, "traceback": trace} | fields)
+
+    def result(self, fields: dict[str, Any]) -> None:
+        """Write result.json by rename: it is there whole or not at all."""
+        if self.rank == 0:
+            body = {"schema": RESULT_SCHEMA, "status": "finished"} | fields
+            text = json.dumps(body, indent=1, allow_nan=False)
+            write_by_rename(self.run_dir / RESULT, text.encode())
+
+    def _append(self, kind: str, fields: dict[str, Any]) -> None:
+        event = {"t": round(time.time(), 3), "kind": kind} | fields
+        os.write(self._events, (json.dumps(event) + "\n").encode())
+
+
+def write_by_rename(path: Path, data: bytes) -> None:
+    """Write a whole file under a temporary name, flush it to disk, then rename it."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def code_bytes() -> int:
+    """Bytes of the source that training and evaluating need: every module of this package."""
+    return sum(path.stat().st_size for path in Path(__file__).parent.glob("*.py"))

@@ -1,0 +1,287 @@
+"""Training proper: steps, schedules, clock and weight average of one run on one rank."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.config import Config
+from model.gpt import GPT
+from model.muon import build_optimizers
+from model.ranks import Ranks
+from model.report import Report
+from model.schedule import ema_decay, lr_multiplier, muon_momentum, progress, recurrence_active
+from model.shards import TrainData
+
+EVENT_SECONDS = 1.0  # a step event at least this often, whatever TRAIN_LOG_EVERY says
+FIRST_STEPS_LOGGED = 5
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a step was infinite or no number; the step's update was not made."""
+
+
+class StopRequest(Exception):  # noqa: N818 - a request, not an error
+    """The run was asked to stop (SIGTERM) and is to end in good order."""
+
+
+@dataclass
+class StopSignal:
+    """Remembers SIGTERM, or raises at once where nothing has to be finished first."""
+
+    requested: bool = False
+    at_once: bool = True
+
+    def install(self) -> None:
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, *_: object) -> None:
+        self.requested = True
+        if self.at_once:
+            raise StopRequest
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds of training proper; it stands still while the model is validated."""
+
+    seconds: float = 0.0
+    _since: float | None = None
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def read(self) -> float:
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self.seconds + running
+
+    def pause(self, device: torch.device) -> None:
+        """Stop the clock once the device has done what it was given."""
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds, self._since = self.read(), None
+
+
+class HostScalar:
+    """A device scalar on its way to the host; reading it waits for it and for nothing later."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._copy = value.detach().to("cpu", non_blocking=True, copy=True)
+        self._arrived: torch.cuda.Event | None = None
+        if value.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copy.item()
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """What training leaves: the EMA weights are in the model."""
+
+    steps: int
+    train_seconds: float
+    stop_reason: str
+    recurrence_active: bool
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Model, optimisers, data and clock of one run on one rank."""
+
+    config: Config
+    ranks: Ranks
+    report: Report
+    stop: StopSignal
+    model: GPT
+    data: TrainData
+    validate: Callable[[int], None]  # scores the model after so many steps
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.step = 0
+        self.params: list[Tensor] = list(self.model.parameters())
+        self.optimizers = build_optimizers(self.model, self.config)
+        compiled = self.model if not self._compile else torch.compile(self.model, dynamic=False)
+        self.network: nn.Module = compiled  # type: ignore[assignment]
+        if self.ranks.world > 1:
+            self.network = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+        self.ema = [p.detach().clone() for p in self.params]
+
+    @property
+    def _compile(self) -> bool:
+        if self.config.compile is not None:
+            return self.config.compile
+        return self.ranks.device.type == "cuda"
+
+    def warm_up(self) -> None:
+        """Run some steps to warm kernels and compile both graphs, then undo their effect."""
+        weights = [p.detach().clone() for p in self.params]
+        average = [p.clone() for p in self.ema]
+        position = self.data.position
+        with_recurrence = bool(self.config.recur_layers)
+        for number in range(self.config.warmup_steps):
+            self.model.set_recurrence_active(with_recurrence and number % 2 == 1)
+            self.forward_backward()
+            self.update()
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, weights)
+            torch._foreach_copy_(self.ema, average)
+        self.optimizers = build_optimizers(self.model, self.config)
+        self.data.position = position
+
+    def train(self) -> Trained:
+        """Train until the budget is used; raises NonFiniteLossError or StopRequest."""
+        config, clock = self.config, self.clock
+        budget = config.train_budget_seconds
+        elapsed, logged_at = 0.0, -math.inf
+        self.stop.at_once = False  # a step that has begun is finished
+        clock.start()
+        while True:
+            # The shared clock decides, and never lets a step end beyond the cap.
+            mean_step = elapsed / max(self.step, 1)
+            capped = budget > 0 and elapsed + mean_step > budget
+            last = capped or self.step >= config.iterations
+            if last or self._validation_due():
+                clock.pause(self.ranks.device)
+                self.validate(self.step)
+                clock.start()
+            if last:
+                break
+            done = progress(step=self.step, elapsed=elapsed, config=config)
+            self.prepare_step(done)
+            loss, elapsed, stopping = self._agree(self.forward_backward())
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"the loss of step {self.step + 1} is {loss}; lower the learning rates or "
+                    "GRAD_CLIP_NORM, or look at the data of this step"
+                )
+            self.update()
+            self.step += 1
+            if self._log_due() or time.monotonic() - logged_at >= EVENT_SECONDS:
+                self._log_step(loss, done)
+                logged_at = time.monotonic()
+            if stopping:
+                raise StopRequest
+        clock.pause(self.ranks.device)
+        self.stop.at_once = True
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, self.ema)
+        return Trained(
+            steps=self.step,
+            train_seconds=clock.seconds,
+            stop_reason="wallclock_cap" if capped else "iterations",
+            recurrence_active=self.model.recurrence_active,
+        )
+
+    def prepare_step(self, done: float) -> None:
+        """Set what the schedules say about the coming step; `done` is the progress so far."""
+        config = self.config
+        multiplier = lr_multiplier(
+            done,
+            shape=config.warmdown_shape,
+            warmdown_frac=config.warmdown_frac,
+            floor=config.lr_floor,
+        )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * multiplier
+                if "momentum" in group:
+                    group["momentum"] = muon_momentum(self.step, config)
+        active = recurrence_active(self.step, config)
+        if active and not self.model.recurrence_active:
+            layers = self.config.recur_layers
+            self.report.line(f"recurrence:activated at step {self.step}, layers={list(layers)}")
+        self.model.set_recurrence_active(active)
+        self.lr_multiplier = multiplier
+
+    def forward_backward(self) -> HostScalar:
+        """Gradients of one global batch; this rank's mean loss is on its way to the host."""
+        micro_batches = self.config.micro_batches(self.ranks.world)
+        sequences = self.config.train_batch_tokens // self.config.train_seq_len
+        share = sequences // (self.ranks.world * micro_batches)
+        inputs, targets = self._next_share(sequences, share * micro_batches)
+        total = torch.zeros((), device=self.ranks.device)
+        for number in range(micro_batches):
+            rows = slice(number * share, (number + 1) * share)
+            with self._sync_gradients(number == micro_batches - 1):
+                loss = self.network(inputs[rows], targets[rows]) / micro_batches
+                total += loss.detach()
+                # Copied before the backward pass is queued: the host then learns the loss, and
+                # queues the update, while the device still works on the gradients.
+                mean_loss = HostScalar(total)
+                loss.backward()
+        return mean_loss
+
+    def update(self) -> None:
+        """Clip, step every optimiser, average the weights, clear the gradients."""
+        if self.config.grad_clip_norm > 0:
+            nn.utils.clip_grad_norm_(self.params, self.config.grad_clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = ema_decay(self.step, self.config)
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - decay)
+
+    def calibration_inputs(self) -> Iterator[Tensor]:
+        """This rank's share of the calibration batches: training data, never validation."""
+        sequences = self.config.train_batch_tokens // self.config.train_seq_len
+        for _ in range(self.config.gptq_calibration_batches):
+            inputs, _ = self._next_share(sequences, sequences // self.ranks.world)
+            yield inputs
+
+    def _agree(self, loss: HostScalar) -> tuple[float, float, bool]:
+        """Global mean loss, rank 0's clock, and whether any rank was asked to stop."""
+        elapsed = self.clock.read() if self.ranks.main else 0.0
+        mine = [loss.read() / self.ranks.world, elapsed, float(self.stop.requested)]
+        mean_loss, elapsed, stopping = self.ranks.agree(mine)
+        return mean_loss, elapsed, stopping > 0
+
+    def _next_share(self, sequences: int, share: int) -> tuple[Tensor, Tensor]:
+        start = self.ranks.rank * share
+        inputs, targets = self.data.next_batch(sequences, slice(start, start + share))
+        device = self.ranks.device
+        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    def _sync_gradients(self, sync: bool) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.network, DistributedDataParallel) and not sync:
+            return self.network.no_sync()
+        return contextlib.nullcontext()
+
+    def _validation_due(self) -> bool:
+        every = self.config.val_loss_every
+        return every > 0 and self.step % every == 0
+
+    def _log_due(self) -> bool:
+        every = self.config.train_log_every
+        return self.step <= FIRST_STEPS_LOGGED or (every > 0 and self.step % every == 0)
+
+    def _log_step(self, loss: float, done: float) -> None:
+        config, seconds = self.config, self.clock.read()
+        tokens = self.step * config.train_batch_tokens
+        self.report.event(
+            "step",
+            step=self.step,
+            train_loss=loss,
+            train_time_ms=1000 * seconds,
+            step_avg_ms=1000 * seconds / self.step,
+            lr_mul=self.lr_multiplier,
+            progress=done,
+            tokens=tokens,
+        )
+        if self._log_due():
+            self.report.line(
+                f"{self.step}/{config.iterations} train_loss: {loss:.4f} "
+                f"train_time: {seconds / 60:.1f}m tok/s: {tokens / seconds:.0f}"
+            )
