@@ -128,13 +128,26 @@ def decode(data: bytes) -> tuple[GPT, Model]:
     raw = _unwrap(data)
     index, start = _read_index(raw)
     packed = _read_planes(raw, start, index["tensors"])
+    model = _restore(index["config"], packed)
+    model.set_recurrence_active(index["recurrence"])
+    return model, packed
+
+
+def _restore(config: dict[str, Any], packed: Model) -> GPT:
+    """The network of an index with these tensors as its weights."""
     try:
-        model = GPT(Config(**index["config"]))
-        model.load_state_dict({name: p.tensor() for name, p in packed.items()})
+        shape = Config(**config)
+        # Every layer has tensors of its own, so a lie about the layers costs no time, and on the
+        # meta device a lie about the sizes costs no memory.
+        if shape.num_layers > len(packed):
+            raise ArtifactError(f"{shape.num_layers} layers, but only {len(packed)} tensors")
+        with torch.device("meta"):
+            model = GPT(shape)
+        tensors = {name: p.tensor() for name, p in packed.items()}
+        model.load_state_dict(tensors, strict=True, assign=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"the artifact's tensors do not fit its network: {error}") from error
-    model.set_recurrence_active(bool(index["recurrence"]))
-    return model, packed
+    return model
 
 
 def _network_config(config: Config) -> dict[str, Any]:

@@ -298,11 +298,11 @@ def main() -> int:
     try:
         config = Config.from_env(os.environ)
         run(config, start_ranks(config, os.environ), report, stop)
-    except StopRequest:
-        report.event("stopped", reason="SIGTERM")
+    except StopRequest as request:
+        report.event("stopped", reason=str(request), step=request.step)
         return EXIT_STOPPED
     except NonFiniteLossError as error:
-        return _fail(report, error, "nonfinite", EXIT_NONFINITE)
+        return _fail(report, error, "nonfinite", EXIT_NONFINITE, step=error.step)
     except torch.OutOfMemoryError as error:
         return _fail(report, error, "oom", EXIT_OOM)
     except USER_ERRORS as error:
@@ -314,8 +314,8 @@ def main() -> int:
     return EXIT_OK
 
 
-def _fail(report: Report, error: Exception, code: str, exit_code: int) -> int:
-    report.error(error, code=code)
+def _fail(report: Report, error: Exception, code: str, exit_code: int, **fields: int) -> int:
+    report.error(error, code=code, **fields)
     print(f"error: {error}", file=sys.stderr, flush=True)
     return exit_code
 

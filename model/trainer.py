@@ -28,9 +28,20 @@ FIRST_STEPS_LOGGED = 5
 class NonFiniteLossError(ArithmeticError):
     """The loss of a step was infinite or no number; the step's update was not made."""
 
+    def __init__(self, step: int, loss: float) -> None:
+        self.step = step
+        super().__init__(
+            f"the loss of step {step} is {loss}; lower the learning rates or GRAD_CLIP_NORM, or "
+            "look at the data of this step"
+        )
+
 
 class StopRequest(Exception):  # noqa: N818 - a request, not an error
-    """The run was asked to stop (SIGTERM) and is to end in good order."""
+    """The run was asked to stop (SIGTERM); `step` is the last one that it finished, if known."""
+
+    def __init__(self, step: int | None = None) -> None:
+        self.step = step
+        super().__init__("asked to stop by SIGTERM")
 
 
 @dataclass
@@ -163,17 +174,14 @@ class Trainer:
             self.prepare_step(done)
             loss, elapsed, stopping = self._agree(self.forward_backward())
             if not math.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the loss of step {self.step + 1} is {loss}; lower the learning rates or "
-                    "GRAD_CLIP_NORM, or look at the data of this step"
-                )
+                raise NonFiniteLossError(self.step + 1, loss)
             self.update()
             self.step += 1
             if self._log_due() or time.monotonic() - logged_at >= EVENT_SECONDS:
                 self._log_step(loss, done)
                 logged_at = time.monotonic()
             if stopping:
-                raise StopRequest
+                raise StopRequest(self.step)
         clock.pause(self.ranks.device)
         self.stop.at_once = True
         with torch.no_grad():

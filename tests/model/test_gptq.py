@@ -1,0 +1,109 @@
+"""GPTQ by reference and by what it promises: less Hessian-weighted error than rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import Config
+from model.gpt import GPT
+from model.gptq import GptqError, collect_hessians, quantize, quantize_rows
+from tests.model.conftest import shared_data
+
+
+def hessian_error(weight: Tensor, codes: Tensor, scales: Tensor, hessian: Tensor) -> float:
+    left = weight - codes * scales.float()[:, None]
+    return float(torch.einsum("ij,jk,ik->", left, hessian, left))
+
+
+def correlated_hessian(cols: int, samples: int = 512) -> Tensor:
+    torch.manual_seed(1)
+    x = torch.randn(samples, cols) @ (torch.eye(cols) + 0.5 * torch.randn(cols, cols) / cols**0.5)
+    return x.T @ x
+
+
+def test_matches_the_reference() -> None:
+    golden = np.load(shared_data("golden/gptq_int6.npz"))
+    weight, hessian = torch.from_numpy(golden["weight"]), torch.from_numpy(golden["hessian"])
+    codes, scales = quantize(weight, hessian)
+    assert hessian_error(weight, codes, scales, hessian) <= 1.02 * float(golden["hessian_error"])
+    np.testing.assert_array_equal(scales.numpy(), golden["scale"])
+    assert (codes.numpy() != golden["q"]).mean() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(48, 300), (96, 64), (1, 129)])
+def test_never_worse_than_rounding(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight, hessian = torch.randn(shape), correlated_hessian(shape[1])
+    codes, scales = quantize(weight, hessian)
+    rounded = (weight / scales.float()[:, None]).round().clamp(-31, 31)
+    assert codes.dtype == torch.int8
+    assert scales.dtype == torch.float16
+    assert codes.abs().max() <= 31
+    found = hessian_error(weight, codes, scales, hessian)
+    assert found < hessian_error(weight, rounded, scales, hessian)
+
+
+def test_inputs_that_never_fire_cost_nothing() -> None:
+    torch.manual_seed(0)
+    weight, hessian = torch.randn(8, 32), correlated_hessian(32)
+    hessian[5], hessian[:, 5] = 0, 0
+    codes, _ = quantize(weight, hessian)
+    assert not codes[:, 5].any()
+    assert codes[:, 6].any()
+
+
+def test_rank_deficient_hessians_are_damped() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 64)
+    codes, scales = quantize(torch.randn(16, 64), x.T @ x)
+    assert torch.isfinite(scales).all()
+    assert codes.any()
+
+
+def test_small_weights_share_the_smallest_scale() -> None:
+    torch.manual_seed(0)
+    _, scales = quantize(0.01 * torch.randn(16, 64), correlated_hessian(64))
+    np.testing.assert_allclose(scales.float().numpy(), 1 / 31, rtol=1e-3)
+
+
+def test_a_hessian_of_another_size_is_refused() -> None:
+    with pytest.raises(GptqError, match=r"must be \[32, 32\], found \[16, 16\]"):
+        quantize(torch.randn(4, 32), torch.eye(16))
+
+
+def test_embeddings_round_to_half_a_step() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 128) * torch.logspace(-4, 2, 64)[:, None]
+    codes, scales = quantize_rows(weight)
+    error = (weight - codes * scales.float()[:, None]).abs().amax(1)
+    assert (error <= 0.51 * scales.float()).all()
+    zero_codes, zero_scales = quantize_rows(torch.zeros(2, 8))
+    assert not zero_codes.any()
+    assert torch.isfinite(zero_scales).all()
+
+
+def test_hessians_are_those_of_each_layers_inputs() -> None:
+    config = Config.from_env({"PRESET": "tiny", "VOCAB_SIZE": "64"})
+    torch.manual_seed(0)
+    model = GPT(config)
+    model.set_recurrence_active(True)
+    batches = [torch.randint(0, 64, (2, 16)) for _ in range(3)]
+    hessians = collect_hessians(model, batches, config.gptq_min_weights)
+    assert len(hessians) == 6 * config.num_layers
+    query, value = hessians["blocks.1.attn.c_q.weight"], hessians["blocks.1.attn.c_v.weight"]
+    assert query is value
+
+    seen: list[Tensor] = []
+    layer = model.get_submodule("blocks.1.mlp.fc")
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        for batch in batches:
+            model.hidden(batch)
+    handle.remove()
+    x = torch.cat(seen)
+    assert len(x) == 2 * 3 * 2 * 16  # layer 1 is recurrent: it runs twice
+    torch.testing.assert_close(hessians["blocks.1.mlp.fc.weight"], x.T @ x, rtol=1e-4, atol=1e-3)
+    assert not any(module._forward_pre_hooks for module in model.modules())
