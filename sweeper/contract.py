@@ -1,0 +1,123 @@
+"""The reading half of the process contract: events, result, and the echo of the config.
+
+The writing half is in `model/report.py`; docs/ARCHITECTURE.md has the fields.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sweeper.errors import ContractError
+
+Event = dict[str, Any]
+
+SCHEMA = 1
+NUMBERS = (
+    "val_bpb",
+    "val_loss",
+    "prequant_val_bpb",
+    "quant_val_bpb",
+    "steps",
+    "train_time_ms",
+    "step_avg_ms",
+    "eval_time_s",
+    "bytes_total",
+    "bytes_code",
+    "bytes_model",
+)
+TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
+FALSE_WORDS = frozenset({"0", "false", "no", "off"})
+NONE_WORDS = frozenset({"", "none"})
+
+
+class EventReader:
+    """Reads the events of one run as they are written; a torn last line waits for its rest."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[Event]:
+        """The events since the last call. A line that is no event is passed over."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data.rfind(b"\n") + 1
+        self._offset += whole
+        return [event for line in data[:whole].splitlines() if (event := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A run's result; ContractError when it is missing, corrupt, incomplete or not finite."""
+    try:
+        result = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ContractError(f"{path.name}: missing, though every process ended well") from None
+    except (OSError, ValueError) as error:
+        raise ContractError(f"{path.name}: corrupt ({error})") from error
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        raise ContractError(f"{path.name}: not a result of schema {SCHEMA}")
+    if result.get("status") != "finished":
+        raise ContractError(f"{path.name}: status is {result.get('status')!r}, not 'finished'")
+    for name in NUMBERS:
+        value = result.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ContractError(f"{path.name}: {name} is {value!r}, not a number")
+        if not math.isfinite(value):
+            raise ContractError(f"{path.name}: {name} is {value}, not finite")
+    return result
+
+
+def check_echo(overrides: Mapping[str, str], events: Iterable[Event]) -> None:
+    """ContractError unless the run's config event confirms every override.
+
+    A misspelt environment name is otherwise silent: the run would train something else.
+    """
+    config = next((event.get("config") for event in events if event["kind"] == "config"), None)
+    if not isinstance(config, dict):
+        raise ContractError("events.jsonl: no config event, so no override is confirmed")
+    for name, asked in overrides.items():
+        if name.lower() not in config:
+            close = difflib.get_close_matches(name.lower(), list(config), n=1)
+            hint = f"; did you mean {close[0].upper()}?" if close else ""
+            raise ContractError(f"{name}: the run does not know this setting{hint}")
+        found = config[name.lower()]
+        if not same_value(asked, found):
+            raise ContractError(f"{name}: asked for {asked!r}, the run took {found!r}")
+
+
+def same_value(asked: str, found: object) -> bool:
+    """Whether an environment string and an echoed JSON value mean the same."""
+    text = asked.strip()
+    if isinstance(found, bool):
+        return text.lower() in (TRUE_WORDS if found else FALSE_WORDS)
+    if found is None:
+        return text.lower() in NONE_WORDS
+    if isinstance(found, int | float):
+        try:
+            return math.isclose(float(text), found, rel_tol=1e-12, abs_tol=0.0)
+        except ValueError:
+            return False
+    return text.replace(" ", "") == str(found).replace(" ", "")
+
+
+def first_error(events: Iterable[Event]) -> Event | None:
+    """The earliest error event of any rank: the others often fail only in its wake."""
+    errors = [event for event in events if event["kind"] == "error"]
+    return min(errors, key=lambda event: event.get("t", math.inf), default=None)

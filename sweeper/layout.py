@@ -1,0 +1,113 @@
+"""Where everything of a sweep lies on disk; the only place that knows.
+
+<root>/<sweep>/spec.toml, spec.resolved.json   what was asked
+               ledger.sqlite                   every attempt
+               lock                            held by the one driver
+               report.csv, report.json         what was found
+               attempts/<trial>/seed<S>/<n>/   one attempt: the process contract's files
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ROOT = "runs"
+ROOT_NAME = "SWEEPER_ROOT"
+
+
+def root_from(argument: str | None) -> Path:
+    """The directory of all sweeps: an argument, else $SWEEPER_ROOT, else ./runs."""
+    return Path(argument or os.environ.get(ROOT_NAME) or DEFAULT_ROOT).absolute()
+
+
+@dataclass(frozen=True)
+class AttemptDir:
+    """One attempt's directory: what the run writes, and what its guard writes about it."""
+
+    path: Path
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def exit(self) -> Path:
+        return self.path / "exit.json"
+
+    @property
+    def request(self) -> Path:
+        return self.path / "request.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def stdout(self) -> Path:
+        """What the launched process (torchrun, or the script itself) prints."""
+        return self.logs / "stdout.log"
+
+    @property
+    def stderr(self) -> Path:
+        return self.logs / "stderr.log"
+
+    def rank_logs(self, rank: int, stream: str) -> list[Path]:
+        """Files of one rank's `stdout` or `stderr`, as torchrun lays them out."""
+        return sorted(self.logs.glob(f"ranks/*/attempt_0/{rank}/{stream}.log"))
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """One sweep's directory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.toml"
+
+    @property
+    def resolved_spec(self) -> Path:
+        return self.path / "spec.resolved.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.sqlite"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def nonce(self) -> Path:
+        """Proves to a slot that it sees the driver's own disk."""
+        return self.path / ".nonce"
+
+    @property
+    def report_csv(self) -> Path:
+        return self.path / "report.csv"
+
+    @property
+    def runs_csv(self) -> Path:
+        return self.path / "runs.csv"
+
+    @property
+    def report_json(self) -> Path:
+        return self.path / "report.json"
+
+    def attempt(self, trial_number: int, trial_name: str, seed: int, number: int) -> AttemptDir:
+        """The directory of one attempt; trials are numbered so that slugs cannot collide."""
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", trial_name).strip("-")[:40]
+        trial = f"{trial_number:03d}-{slug}" if slug else f"{trial_number:03d}"
+        return AttemptDir(self.path / "attempts" / trial / f"seed{seed}" / str(number))

@@ -1,0 +1,209 @@
+"""What the user asks for: a TOML file becomes a validated, frozen `SweepSpec`.
+
+Relative paths inside `[env]` (values that name a path: `DATA_DIR`, `*_PATH`) are taken from the
+directory that the command is started in, since a run works in a directory of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from sweeper.errors import SpecError
+
+EnvValue = StrictBool | StrictInt | StrictFloat | StrictStr
+Env = dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], EnvValue]
+# The sweeper sets these itself, for every run.
+RESERVED_NAMES = frozenset({"SEED", "RUN_DIR"})
+PATH_NAME = re.compile(r"DATA_DIR|.*_(PATH|DIR)")
+DIRECTORY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Workload(_Table):
+    """What a run executes, and how it is started."""
+
+    module: str = Field("model.train", pattern=r"^[A-Za-z_][\w.]*$")
+    launch: Literal["torchrun", "exec"] = "torchrun"
+
+
+class Resources(_Table):
+    """What one run holds while it works."""
+
+    gpus_per_run: int = Field(8, ge=0)
+    cpus_per_run: int = Field(1, ge=1)
+    processes_per_run: int | None = Field(None, ge=1)
+    max_parallel: int | None = Field(None, ge=1)
+
+    @property
+    def processes(self) -> int:
+        """Ranks of a run: one per GPU unless said otherwise."""
+        return self.processes_per_run or max(1, self.gpus_per_run)
+
+
+class Limits(_Table):
+    """How long things may take, in seconds."""
+
+    max_seconds: float | None = Field(None, gt=0)
+    grace_seconds: float = Field(10.0, ge=0)
+    max_attempts: int = Field(2, ge=1)
+
+
+class Budget(_Table):
+    """What an artifact may weigh."""
+
+    max_bytes: int = Field(16_000_000, gt=0)
+
+
+class TrialSpec(_Table):
+    """One set of hyperparameters."""
+
+    name: str = Field(min_length=1, max_length=80)
+    env: Env = {}
+
+
+class SweepSpec(_Table):
+    """A whole sweep: every trial is run once per seed."""
+
+    name: str = Field(pattern=DIRECTORY_NAME)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, strict=False)
+    metric: Literal["val_bpb"] = "val_bpb"
+    workload: Workload = Workload()
+    resources: Resources = Resources()
+    limits: Limits = Limits()
+    budget: Budget = Budget()
+    env: Env = {}
+    trials: tuple[TrialSpec, ...] = Field(alias="trial", min_length=1, strict=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> SweepSpec:
+        repeated = [seed for seed, count in Counter(self.seeds).items() if count > 1]
+        if repeated:
+            raise ValueError(f"seeds: {repeated[0]} stands twice; every seed runs once")
+        names = Counter(trial.name for trial in self.trials)
+        for name, count in names.items():
+            if count > 1:
+                raise ValueError(f"trial: two trials are called {name!r}; name them apart")
+        for where, env in [("env", self.env), *((f"trial {t.name!r}", t.env) for t in self.trials)]:
+            for name in RESERVED_NAMES & env.keys():
+                raise ValueError(f"{where}: {name} is set by the sweeper; use `seeds`")
+        self._check_trials_differ()
+        return self
+
+    def _check_trials_differ(self) -> None:
+        seen: dict[str, str] = {}
+        for trial in self.trials:
+            same = seen.setdefault(self.config_hash(trial), trial.name)
+            if same != trial.name:
+                raise ValueError(f"trial: {same!r} and {trial.name!r} have the same env")
+
+    def trial_env(self, trial: TrialSpec) -> dict[str, str]:
+        """A trial's hyperparameters as environment strings, its own over the common ones."""
+        return {name: env_text(value) for name, value in sorted((self.env | trial.env).items())}
+
+    def config_hash(self, trial: TrialSpec) -> str:
+        """Identity of a trial: what it executes and with which hyperparameters."""
+        facts = {"env": self.trial_env(trial), "workload": self.workload.model_dump()}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def env_text(value: EnvValue) -> str:
+    """A TOML value as an environment string; booleans are 0 and 1, as the field writes them."""
+    if isinstance(value, bool):
+        return str(int(value))
+    return str(value)
+
+
+def load_spec(path: Path, base: Path | None = None) -> SweepSpec:
+    """Read and validate a specification.
+
+    Relative paths in it are taken from `base` (default: the current directory). Raises SpecError
+    naming file, key, what was found and what is allowed.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from error
+    try:
+        spec = SweepSpec.model_validate(table)
+    except ValidationError as error:
+        lines = [f"{path}: {_explain(detail)}" for detail in error.errors()]
+        raise SpecError("\n".join(dict.fromkeys(lines))) from None
+    return resolve_paths(spec, base or Path.cwd())
+
+
+def resolve_paths(spec: SweepSpec, base: Path) -> SweepSpec:
+    """The spec with absolute paths in place of relative ones."""
+
+    def resolve(env: Env) -> Env:
+        return {
+            name: str((base / value).absolute())
+            if PATH_NAME.fullmatch(name) and isinstance(value, str)
+            else value
+            for name, value in env.items()
+        }
+
+    trials = tuple(t.model_copy(update={"env": resolve(t.env)}) for t in spec.trials)
+    return spec.model_copy(update={"env": resolve(spec.env), "trials": trials})
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One pydantic error as a sentence with key, what was found and what is allowed."""
+    where = [part for part in detail["loc"] if part not in ("bool", "int", "float", "str")]
+    key = ".".join(str(part) for part in where)
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggest(where)}"
+    if detail["type"] == "missing":
+        return f"{key}: is missing"
+    found = f"found {json.dumps(detail['input'], default=str)}"
+    if where[-1] == "[key]" and detail["type"] == "string_pattern_mismatch":
+        return f"{key.removesuffix('.[key]')}: environment names are upper case, like WARMDOWN_FRAC"
+    if len(where) > 1 and where[-2] == "env":
+        return f"{key}: expected text, a number or true/false, {found}"
+    if key == "name":
+        return f"name: it names a directory: letters, digits, '.', '_', '-', at most 64; {found}"
+    if key == "seeds" and detail["type"] == "too_short":
+        return "seeds: at least one seed is needed, for example [42, 314, 999]"
+    return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, {found}"
+
+
+def _suggest(where: list[Any]) -> str:
+    """The allowed keys beside an unknown one, the closest first."""
+    tables: dict[str, type[BaseModel]] = {
+        "workload": Workload,
+        "resources": Resources,
+        "limits": Limits,
+        "budget": Budget,
+        "trial": TrialSpec,
+    }
+    table = tables.get(str(where[0]), SweepSpec) if len(where) > 1 else SweepSpec
+    allowed = [field.alias or name for name, field in table.model_fields.items()]
+    close = difflib.get_close_matches(str(where[-1]), allowed, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{hint} (allowed: {', '.join(allowed)})"
