@@ -1,0 +1,156 @@
+"""The command line: thin commands; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# Exit codes, for scripts.
+OK, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sweeper",
+        description="Multi-seed sweeps for tiny language models: every configuration judged over "
+        "seeds, under the byte budget.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("run", help="run a sweep, or what is left of it")
+    command.add_argument("spec", type=Path, metavar="SPEC", help="a .toml file, see jobs/specs/")
+    command.add_argument("--address", help="a running Ray cluster (default: $RAY_ADDRESS, or none)")
+    command.add_argument("--num-cpus", type=int, metavar="N", help="of the Ray started here")
+    command.add_argument("--num-gpus", type=int, metavar="N", help="of the Ray started here")
+    _add_root(command)
+    command.set_defaults(run=run)
+
+    command = commands.add_parser("status", help="how a sweep stands, while it runs or after")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--json", action="store_true", help="for programs")
+    _add_root(command)
+    command.set_defaults(run=status)
+
+    command = commands.add_parser("report", help="a sweep's results: a row a configuration")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
+    _add_root(command)
+    command.set_defaults(run=report)
+
+    command = commands.add_parser(
+        "data", help="make or fetch a data set: sample, prepare, fetch", add_help=False
+    )
+    command.add_argument("arguments", nargs=argparse.REMAINDER)
+    command.set_defaults(run=data)
+    return parser
+
+
+def _add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--root", metavar="DIR", help="where sweeps are kept (default: $SWEEPER_ROOT, or ./runs)"
+    )
+
+
+def _version() -> str:
+    try:
+        return f"sweeper {version('sweeper')}"
+    except PackageNotFoundError:
+        return "sweeper, not installed"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sweeper.layout import SweepDir, root_from
+    from sweeper.ledger import RunState
+    from sweeper.loop import run_sweep
+    from sweeper.progress import Progress, say
+    from sweeper.spec import load_spec
+
+    spec = load_spec(arguments.spec)
+    sweep = SweepDir(root_from(arguments.root) / spec.name)
+    from sweeper.cluster import ClusterOptions
+
+    options = ClusterOptions(
+        address=arguments.address, num_cpus=arguments.num_cpus, num_gpus=arguments.num_gpus
+    )
+    try:
+        view = run_sweep(
+            spec, sweep, options, spec_text=arguments.spec.read_text(), progress=Progress()
+        )
+    except KeyboardInterrupt:
+        say(f"stopped; `sweeper run {arguments.spec}` goes on where it was")
+        return INTERRUPTED
+    from sweeper.aggregate import report, write_report
+
+    paths = write_report(sweep)
+    print(report(sweep, "table"))
+    print("\n".join(f"{_shown(path)}" for path in paths))
+    failed = [run for run in view.runs if run.state is RunState.FAILED]
+    for lost in failed:
+        say(f"failed: {lost.trial}, seed {lost.seed}: {lost.message}\n  logs: {lost.path}")
+    return SOME_FAILED if failed else OK
+
+
+def _shown(path: Path) -> Path:
+    """A path as a person would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def status(arguments: argparse.Namespace) -> int:
+    import json
+    from contextlib import closing
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from sweeper.layout import SweepDir, root_from
+    from sweeper.ledger import Ledger
+    from sweeper.progress import render
+    from sweeper.view import Observer
+
+    sweep = SweepDir(root_from(arguments.root) / arguments.name)
+    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
+        view = Observer(sweep, ledger).look()
+    if arguments.json:
+        print(json.dumps(asdict(view), indent=1))
+    else:
+        Console(soft_wrap=True).print(render(view))
+    return OK
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from sweeper.aggregate import report as report_text
+    from sweeper.layout import SweepDir, root_from
+
+    print(report_text(SweepDir(root_from(arguments.root) / arguments.name), arguments.format))
+    return OK
+
+
+def data(arguments: argparse.Namespace) -> int:
+    """Become `python -m jobs.data`: data sets are made by a job, not by this package."""
+    command = [sys.executable, "-m", "jobs.data", *arguments.arguments]
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. What the user did wrong is said in one line."""
+    from sweeper.errors import UserError
+
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_USE
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,341 @@
+"""Slots on Ray: the only file that imports ray.
+
+A slot is a persistent actor that holds the CPUs and GPUs of one run (on one node, so that the
+actor's own resources do what a placement group would) and takes run after run. Slots end with
+the driver; their runs end with them (sweeper/guard.py). All of this is used from one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from sweeper.errors import UserError
+from sweeper.launch import LaunchRequest, RunningAttempt
+from sweeper.layout import AttemptDir, SweepDir
+from sweeper.spec import Resources
+
+CHUNK_BYTES = 8 << 20
+# A slot answers calls while its run is at work.
+SLOT_THREADS = 8
+CALL_SECONDS = 30.0
+LIVE_FILES = ("events.jsonl",)
+LIVE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Which cluster to use: a running one by its address, else one started on this machine.
+
+    `num_cpus` and `num_gpus` size the local one; by default it has what the machine has.
+    """
+
+    address: str | None = None
+    num_cpus: int | None = None
+    num_gpus: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotFacts:
+    """What a slot knows about its place."""
+
+    host: str
+    node: str
+    gpus: tuple[str, ...]
+    sees_driver_disk: bool
+
+
+class SlotActor:
+    """Runs in a Ray worker on the slot's node; one run at a time."""
+
+    def __init__(self) -> None:
+        self._running: RunningAttempt | None = None
+        self._scratch: str | None = None
+
+    def describe(self, nonce: str, content: str) -> SlotFacts:
+        """Where the slot is, and whether it sees the file that the driver has written."""
+        try:
+            seen = Path(nonce).read_text() == content
+        except OSError:
+            seen = False
+        context = ray.get_runtime_context()
+        return SlotFacts(
+            host=socket.gethostname(),
+            node=context.get_node_id(),
+            gpus=tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", [])),
+            sees_driver_disk=seen,
+        )
+
+    def make_scratch(self) -> str:
+        """A directory of this host for one attempt, where the driver's disk cannot be seen."""
+        self._scratch = tempfile.mkdtemp(prefix="sweeper-")
+        return self._scratch
+
+    def run(self, request: LaunchRequest, gpus: tuple[str, ...]) -> None:
+        """Launch the attempt and return when nothing of it runs any more."""
+        self._running = RunningAttempt(request, gpus)
+        self._running.wait()
+
+    def stop(self) -> None:
+        """Ask the run at work, if any, to end itself within its grace."""
+        if self._running is not None:
+            self._running.stop()
+
+    def kill(self) -> None:
+        """End the run at work, if any, at once."""
+        if self._running is not None:
+            self._running.kill()
+
+    def list_files(self) -> list[tuple[str, int]]:
+        """Names below the scratch directory, with their bytes."""
+        assert self._scratch is not None
+        root = Path(self._scratch)
+        files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+        return [(str(path.relative_to(root)), path.stat().st_size) for path in files]
+
+    def read(self, name: str, offset: int, limit: int) -> bytes:
+        """Part of a file of the scratch directory; empty when it is not there (yet)."""
+        assert self._scratch is not None
+        try:
+            with (Path(self._scratch) / name).open("rb") as file:
+                file.seek(offset)
+                return file.read(limit)
+        except FileNotFoundError:
+            return b""
+
+    def drop_scratch(self) -> None:
+        """Remove the scratch directory, once the driver has all of it."""
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+
+@dataclass(eq=False)
+class Slot:
+    """The driver's end of one slot. `facts` is None until Ray has found a place for it."""
+
+    number: int
+    actor: Any
+    opening: Any
+    facts: SlotFacts | None = None
+    attempt: AttemptDir | None = None
+    running: Any = None
+    failure: str | None = None  # why the last run could not be launched, or its slot was lost
+    shipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def idle(self) -> bool:
+        return self.facts is not None and self.running is None
+
+    def start(self, request: LaunchRequest, attempt: AttemptDir) -> None:
+        """Begin a run; its files appear in the attempt's directory as it works."""
+        assert self.idle
+        assert self.facts is not None
+        attempt.path.mkdir(parents=True, exist_ok=True)
+        self.attempt, self.shipped, self.failure = attempt, {}, None
+        directory = str(attempt.path)
+        if not self.facts.sees_driver_disk:
+            try:
+                directory = ray.get(self.actor.make_scratch.remote(), timeout=CALL_SECONDS)
+            except ray.exceptions.RayError:
+                # The slot has died since; the call below fails alike, and `wait` will tell.
+                directory = ""
+        request = dataclasses.replace(request, directory=directory)
+        self.running = self.actor.run.remote(request, self.facts.gpus)
+
+    def stop(self) -> None:
+        self.actor.stop.remote()
+
+    def kill(self) -> None:
+        self.actor.kill.remote()
+
+    def follow(self) -> None:
+        """Bring what the run has written since to the driver's disk, where it is not there yet."""
+        if self.running is None or self.facts is None or self.facts.sees_driver_disk:
+            return
+        with contextlib.suppress(ray.exceptions.RayError):
+            for name in LIVE_FILES:
+                self._pull(name, limit=LIVE_BYTES)
+
+    def collect(self) -> None:
+        """Bring all files home after the run; the ones that say it is complete come last."""
+        assert self.attempt is not None
+        assert self.facts is not None
+        if self.facts.sees_driver_disk:
+            return
+        names = [name for name, _ in self._call("list_files")]
+        last = (self.attempt.result.name, self.attempt.exit.name)
+        for name in sorted(names, key=lambda name: last.index(name) if name in last else -1):
+            self._pull(name)
+        self._call("drop_scratch")
+
+    def _pull(self, name: str, limit: int | None = None) -> None:
+        """Copy a file from where the last copy ended; a whole one arrives by rename."""
+        assert self.attempt is not None
+        target = self.attempt.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        growing = name in LIVE_FILES
+        partial = target if growing else target.with_name(target.name + ".partial")
+        offset = self.shipped.get(name, 0)
+        with partial.open("ab" if offset else "wb") as file:
+            while data := self._call("read", name, offset, limit or CHUNK_BYTES):
+                file.write(data)
+                offset += len(data)
+                if limit is not None:
+                    break
+        self.shipped[name] = offset
+        if not growing:
+            partial.replace(target)
+
+    def _call(self, method: str, *arguments: object) -> Any:
+        return ray.get(getattr(self.actor, method).remote(*arguments), timeout=CALL_SECONDS)
+
+
+class Cluster:
+    """A connection to Ray with the slots of one sweep; use as a context manager."""
+
+    def __init__(self, resources: Resources, options: ClusterOptions, sweep: SweepDir) -> None:
+        self._resources = resources
+        self._options = options
+        self._sweep = sweep
+        self._nonce = secrets.token_hex(16)
+        self._opened = 0
+        self.slots: list[Slot] = []
+
+    def __enter__(self) -> Cluster:
+        self._sweep.nonce.write_text(self._nonce)
+        self._connect()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the slots (nothing of theirs runs on) and leave the cluster."""
+        for slot in self.slots:
+            self._close(slot)
+        ray.shutdown()
+        self._sweep.nonce.unlink(missing_ok=True)
+
+    def capacity(self) -> int:
+        """How many slots the cluster's nodes hold at once, were nothing else on them.
+
+        Raises UserError when there is room for none.
+        """
+        asked = self._asked()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        fits = [
+            min(int(node["Resources"].get(name, 0) // amount) for name, amount in asked.items())
+            for node in nodes
+        ]
+        if sum(fits) > 0:
+            return sum(fits)
+        has = [
+            f"{node['NodeManagerHostname']} has "
+            + ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in asked)
+            for node in nodes
+        ]
+        wants = ", ".join(f"{amount} {name}" for name, amount in asked.items())
+        raise UserError(
+            f"a run asks for {wants} on one node; {'; '.join(has) or 'the cluster has no node'}. "
+            "Lower resources.gpus_per_run or resources.cpus_per_run in the spec, or give --address "
+            "of a larger cluster"
+        )
+
+    def open_slots(self, count: int) -> None:
+        """Have `count` slots in all; they become idle as Ray finds places for them."""
+        remote = ray.remote(
+            num_cpus=self._resources.cpus_per_run,
+            num_gpus=self._resources.gpus_per_run,
+            max_concurrency=SLOT_THREADS,
+            max_restarts=0,
+        )(SlotActor)
+        while len(self.slots) < count:
+            actor = remote.remote()
+            opening = actor.describe.remote(str(self._sweep.nonce), self._nonce)
+            self.slots.append(Slot(number=self._opened, actor=actor, opening=opening))
+            self._opened += 1
+
+    def close_slots(self, count: int) -> None:
+        """Give idle or waiting slots back until at most `count` are left."""
+        spare = [slot for slot in self.slots if slot.running is None][: len(self.slots) - count]
+        for slot in spare:
+            self._close(slot)
+            self.slots.remove(slot)
+
+    def wait(self, seconds: float) -> list[Slot]:
+        """The slots whose runs have ended, as soon as there is one, at the latest after `seconds`.
+
+        Their files are on the driver's disk by then, unless the slot has died: such a slot is
+        no longer among `slots`.
+        """
+        futures = {slot.running if slot.facts else slot.opening: slot for slot in self.slots}
+        waited = [future for future in futures if future is not None]
+        ready, _ = ray.wait(waited, num_returns=1, timeout=seconds) if waited else ([], [])
+        # Others may have become ready too; one more look takes them all.
+        ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0) if ready else ([], [])
+        return [slot for future in ready if self._settle(slot := futures[future], future)]
+
+    def _settle(self, slot: Slot, future: Any) -> bool:
+        """Take in what a slot's future says; whether a run has ended."""
+        ended = slot.running is not None
+        try:
+            answer = ray.get(future)
+            if ended:
+                slot.collect()
+            else:
+                slot.facts = answer
+        except ray.exceptions.RayTaskError as error:
+            # The slot is well, the launch was not: no space left, or no such program.
+            slot.failure = str(error.cause)
+        except ray.exceptions.RayError as error:
+            slot.failure = f"its slot was lost: {error}"
+            self._close(slot)
+            self.slots.remove(slot)
+        slot.running = None
+        return ended
+
+    def _close(self, slot: Slot) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(slot.actor)
+
+    def _asked(self) -> dict[str, int]:
+        asked = {"GPU": self._resources.gpus_per_run, "CPU": self._resources.cpus_per_run}
+        return {name: amount for name, amount in asked.items() if amount > 0}
+
+    def _connect(self) -> None:
+        """Join the cluster, or start one on this machine that ends with this process."""
+        options = self._options
+        address = options.address or os.environ.get("RAY_ADDRESS")
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address is None:
+            # Ray's workers are nice 15, which an ordinary user's process cannot undo.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+            ray.init(
+                "local",
+                num_cpus=options.num_cpus,
+                num_gpus=options.num_gpus,
+                include_dashboard=False,
+                **quiet,
+            )
+            return
+        if options.num_cpus is not None or options.num_gpus is not None:
+            raise UserError(f"--num-cpus and --num-gpus size a local cluster, not {address}")
+        try:
+            ray.init(address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"no Ray cluster answers at {address}: {error}") from error

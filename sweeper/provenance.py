@@ -1,0 +1,74 @@
+"""What a sweep was made of, kept beside its results so that it can be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from sweeper.layout import SweepDir
+from sweeper.spec import SweepSpec
+
+PACKAGES = ("torch", "ray", "numpy", "brotli", "sentencepiece", "optuna")
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def record_spec(sweep: SweepDir, spec: SweepSpec, spec_text: str) -> None:
+    """Write the spec as given and as understood, with code and versions, once per sweep."""
+    if sweep.resolved_spec.exists():
+        return
+    sweep.spec.write_text(spec_text)
+    facts = {
+        "spec": spec.model_dump(mode="json", by_alias=True),
+        "code": describe_code(spec.workload.module),
+        "versions": describe_versions(),
+    }
+    partial = sweep.resolved_spec.with_suffix(".partial")
+    partial.write_text(json.dumps(facts, indent=1))
+    partial.replace(sweep.resolved_spec)
+
+
+def describe_code(module: str) -> dict[str, Any]:
+    """Hash over the sources of the workload's package, and the state of git, if any."""
+    package = PROJECT / module.split(".", maxsplit=1)[0]
+    digest = hashlib.sha256()
+    for path in sorted(package.glob("**/*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain")
+    return {
+        "workload": module,
+        "sha256": digest.hexdigest(),
+        "git_commit": commit or None,
+        "git_dirty": bool(changed) if commit else None,
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Python's version and those of the packages that results may depend on."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command on the project; None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PROJECT), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
