@@ -33,7 +33,7 @@ from model.gpt import GPT
 from model.ranks import Ranks, start_ranks
 from model.report import RESULT
 from model.shards import ShardError, load_val_tokens, val_files
-from model.tokens import DeviceTokenBytes, TokenizerError, load_token_bytes
+from model.tokens import TokenBytes, TokenizerError, load_token_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,28 @@ class Score:
     tokens: int
     bytes: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceTokenBytes:
+    """TokenBytes as tensors, for counting where the scores are."""
+
+    piece_bytes: Tensor
+    leading_space: Tensor
+    boundary: Tensor
+
+    @classmethod
+    def of(cls, table: TokenBytes, device: torch.device) -> DeviceTokenBytes:
+        return cls(
+            piece_bytes=torch.from_numpy(table.piece_bytes).to(device),
+            leading_space=torch.from_numpy(table.leading_space).to(device),
+            boundary=torch.from_numpy(table.boundary).to(device),
+        )
+
+    def count(self, previous: Tensor, scored: Tensor) -> Tensor:
+        """Total bytes of `scored` given the tokens before them (equal shapes); an int64 scalar."""
+        spaces = self.leading_space[scored] & ~self.boundary[previous]
+        return self.piece_bytes[scored].sum(dtype=torch.int64) + spaces.sum(dtype=torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +172,7 @@ def score_artifact(data: bytes, config: Config, ranks: Ranks) -> Score:
     return evaluate(
         model,
         load_val_tokens(files, config.vocab_size, config.eval_seq_len),
-        table.on(ranks.device),
+        DeviceTokenBytes.of(table, ranks.device),
         seq_len=config.eval_seq_len,
         stride=config.eval_stride if config.sliding_window_enabled else config.eval_seq_len,
         batch_tokens=config.val_batch_tokens,

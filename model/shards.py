@@ -1,8 +1,7 @@
-"""The challenge's shard files, and training batches in an order set by seed and contents alone.
+"""The challenge's shard files: written, read, checked and told apart; numpy only.
 
 A shard is a header of 256 little-endian int32 (magic, version, token count, zeros) followed by
-uint16 tokens. Neither file names, nor the world size, nor the time of day change which sequence
-is trained on when: two machines with the same shards and the same seed see the same data.
+uint16 tokens.
 """
 
 from __future__ import annotations
@@ -10,12 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 MAGIC = 20240520
 VERSION = 1
@@ -140,81 +136,3 @@ def load_val_tokens(files: Sequence[Path], vocab_size: int, seq_len: int) -> np.
             f"{seq_len} needs {seq_len + 1}; shorten EVAL_SEQ_LEN or use a larger validation split"
         )
     return tokens[: usable + 1]
-
-
-class TrainData:
-    """Batches of training sequences; the order is a function of (seed, shard contents).
-
-    Every epoch cuts each shard into sequences from a fresh offset and visits all of them in one
-    global permutation. The only state is `position`, the number of sequences handed out.
-    """
-
-    def __init__(self, files: Sequence[Path], *, seq_len: int, seed: int, vocab_size: int) -> None:
-        shards = [(path, read_shard(path)) for path in files]
-        for path, tokens in shards:
-            check_ids(path, sample_blocks(tokens), vocab_size)
-        ordered = sorted(
-            ((fingerprint(tokens), path, tokens) for path, tokens in shards), key=lambda s: s[0]
-        )
-        self._prints = [name for name, _, _ in ordered]
-        self.files = [path for _, path, _ in ordered]
-        self._shards = [tokens for _, _, tokens in ordered]
-        self.vocab_size = vocab_size
-        self.seq_len = seq_len
-        self.seed = seed
-        self.position = 0
-        self._epoch = -1
-        # One sequence of every shard is given up to the epoch's offset.
-        self._counts = np.array([max(0, (s.size - 1) // seq_len - 1) for s in self._shards])
-        self._ends = np.cumsum(self._counts)
-        if self.epoch_length == 0:
-            raise ShardError(
-                f"{files[0].parent}: too few training tokens for sequences of TRAIN_SEQ_LEN "
-                f"{seq_len}; each shard needs at least {2 * seq_len + 1}"
-            )
-
-    @property
-    def epoch_length(self) -> int:
-        """Sequences in one pass over the data."""
-        return int(self._ends[-1])
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in all shards."""
-        return sum(shard.size for shard in self._shards)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identity of the training set, whatever its files are called."""
-        return hashlib.sha256("".join(self._prints).encode()).hexdigest()[:16]
-
-    def next_batch(self, sequences: int, part: slice) -> tuple[Tensor, Tensor]:
-        """Hand out the next `sequences` sequences and return those in `part` of them.
-
-        Returns inputs and targets, both int64 [len(part), seq_len]. All ranks call this with
-        the same `sequences`, each with its own part, so the global batch is the same for any
-        world size.
-        """
-        wanted = range(self.position, self.position + sequences)[part]
-        rows = np.stack([self._sequence(index) for index in wanted])
-        self.position += sequences
-        batch = torch.from_numpy(rows.astype(np.int64))
-        return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
-
-    def _sequence(self, index: int) -> np.ndarray:
-        epoch, within = divmod(index, self.epoch_length)
-        if epoch != self._epoch:
-            self._start_epoch(epoch)
-        number = int(self._order[within])
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        local = number - int(self._ends[shard] - self._counts[shard])
-        start = int(self._offsets[shard]) + local * self.seq_len
-        tokens = self._shards[shard][start : start + self.seq_len + 1]
-        check_ids(self.files[shard], tokens, self.vocab_size)
-        return tokens
-
-    def _start_epoch(self, epoch: int) -> None:
-        rng = np.random.default_rng([self.seed, epoch])
-        self._offsets = rng.integers(0, self.seq_len, len(self._shards))
-        self._order = rng.permutation(self.epoch_length)
-        self._epoch = epoch

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece as spm
-import torch
-from torch import Tensor
 
 SPACE = "\u2581"
 
@@ -36,28 +34,6 @@ class TokenBytes:
         previous, scored = tokens[:-1], tokens[1:]
         spaces = self.leading_space[scored] & ~self.boundary[previous]
         return int(self.piece_bytes[scored].sum(dtype=np.int64) + spaces.sum(dtype=np.int64))
-
-    def on(self, device: torch.device) -> DeviceTokenBytes:
-        """The same tables as tensors, for counting where the scores are."""
-        return DeviceTokenBytes(
-            piece_bytes=torch.from_numpy(self.piece_bytes).to(device),
-            leading_space=torch.from_numpy(self.leading_space).to(device),
-            boundary=torch.from_numpy(self.boundary).to(device),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceTokenBytes:
-    """TokenBytes as tensors on one device."""
-
-    piece_bytes: Tensor
-    leading_space: Tensor
-    boundary: Tensor
-
-    def count(self, previous: Tensor, scored: Tensor) -> Tensor:
-        """Total bytes of `scored` given the tokens before them (equal shapes); an int64 scalar."""
-        spaces = self.leading_space[scored] & ~self.boundary[previous]
-        return self.piece_bytes[scored].sum(dtype=torch.int64) + spaces.sum(dtype=torch.int64)
 
 
 def load_token_bytes(tokenizer_path: Path, vocab_size: int) -> TokenBytes:

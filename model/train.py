@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from model.artifact import ArtifactError, decode, fit_by_pruning, pack_model
+from model.batches import TrainData
 from model.config import Config, ConfigError
-from model.evaluate import Score, evaluate, move_to_compute
+from model.evaluate import DeviceTokenBytes, Score, evaluate, move_to_compute
 from model.gpt import GPT, has_flash_attention_3
 from model.gptq import GptqError, collect_hessians, quantize
 from model.ranks import Ranks, start_ranks, stop_ranks
 from model.report import ARTIFACT, Report, code_bytes, write_by_rename
-from model.shards import ShardError, TrainData, load_val_tokens, train_files, val_files
-from model.tokens import DeviceTokenBytes, TokenizerError, load_token_bytes
+from model.shards import ShardError, load_val_tokens, train_files, val_files
+from model.tokens import TokenizerError, load_token_bytes
 from model.trainer import NonFiniteLossError, StopRequest, StopSignal, Trainer
 
 EXIT_OK, EXIT_CRASH, EXIT_USER, EXIT_NONFINITE, EXIT_OOM, EXIT_STOPPED = 0, 1, 2, 3, 4, 75
@@ -233,7 +234,7 @@ def _load_validation(config: Config, ranks: Ranks, report: Report) -> Validation
         ranks=ranks,
         report=report,
         tokens=load_val_tokens(files, config.vocab_size, config.eval_seq_len),
-        table=table.on(ranks.device),
+        table=DeviceTokenBytes.of(table, ranks.device),
     )
 
 

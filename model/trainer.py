@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.batches import TrainData
 from model.config import Config
 from model.gpt import GPT
 from model.muon import build_optimizers
 from model.ranks import Ranks
 from model.report import Report
 from model.schedule import ema_decay, lr_multiplier, muon_momentum, progress, recurrence_active
-from model.shards import TrainData
 
 EVENT_SECONDS = 1.0  # a step event at least this often, whatever TRAIN_LOG_EVERY says
 FIRST_STEPS_LOGGED = 5

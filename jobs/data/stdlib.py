@@ -25,7 +25,9 @@ LEFT_OUT = frozenset(
 )
 BUILD_FACTS = re.compile(r"_sysconfigdata|config-\d")
 MIN_CHARACTERS = 200
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def stdlib_documents() -> list[str]:
@@ -72,9 +74,7 @@ def split_docstrings(source: str, tree: ast.Module) -> tuple[str, str]:
     """A module's docstrings, one after another, and its source without their lines."""
     prose: list[str] = []
     removed: set[int] = set()
-    for node in ast.walk(tree):
-        if not isinstance(node, DOCUMENTED):
-            continue
+    for node in _documented(tree):
         text = ast.get_docstring(node)
         if text:
             prose.append(text)
@@ -83,3 +83,15 @@ def split_docstrings(source: str, tree: ast.Module) -> tuple[str, str]:
     lines = source.splitlines(keepends=True)
     code = "".join(line for number, line in enumerate(lines, 1) if number not in removed)
     return "\n\n".join(prose), code
+
+
+def _documented(tree: ast.Module) -> Iterator[Documented]:
+    """Everything in a module that may have a docstring, in the order of the source."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Documented):
+            yield node
+        # Expressions hold no docstrings, and are most of a tree.
+        inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS)]
+        waiting.extend(reversed(inner))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from model.config import Config
-from model.evaluate import Windows, evaluate
+from model.evaluate import DeviceTokenBytes, Windows, evaluate
 from model.gpt import GPT
 from model.ranks import Ranks
 from model.tokens import TokenBytes
@@ -96,7 +96,7 @@ def test_score_is_that_of_the_plain_loop(stride: int, total: int) -> None:
     score = evaluate(
         model,
         tokens,
-        table.on(torch.device("cpu")),
+        DeviceTokenBytes.of(table, torch.device("cpu")),
         seq_len=seq_len,
         stride=stride,
         batch_tokens=200,
@@ -117,7 +117,7 @@ def test_progress_reaches_the_end() -> None:
     evaluate(
         tiny_model(),
         np.zeros(321, np.int64),
-        table.on(torch.device("cpu")),
+        DeviceTokenBytes.of(table, torch.device("cpu")),
         seq_len=32,
         stride=16,
         batch_tokens=64,

@@ -12,7 +12,9 @@ import pytest
 import sentencepiece as spm
 import torch
 
-from model.shards import ShardError, TrainData, load_val_tokens, train_files, val_files, write_shard
+from model.batches import TrainData
+from model.evaluate import DeviceTokenBytes
+from model.shards import ShardError, load_val_tokens, train_files, val_files, write_shard
 from model.tokens import TokenizerError, load_token_bytes
 from tests.model.conftest import VOCAB, shared_data
 
@@ -33,7 +35,7 @@ def test_bytes_of_real_documents(vocab_size: int) -> None:
     table = load_token_bytes(path, vocab_size)
     assert tokens.size == row["tokens"]
     assert table.count(tokens) == row["bytes"]
-    on_device = table.on(torch.device("cpu"))
+    on_device = DeviceTokenBytes.of(table, torch.device("cpu"))
     stream = torch.from_numpy(tokens)
     assert int(on_device.count(stream[:-1], stream[1:])) == row["bytes"]
 
