@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sweeper.layout import SweepDir
 from sweeper.ledger import AttemptRow, Ledger, RunRow, RunState
@@ -213,7 +214,8 @@ def as_table(trials: pd.DataFrame, ledger: Ledger) -> str:
             overflow="ignore",
         )
     for row in records(trials):
-        table.add_row(*cells(row))
+        # As Text: a name may hold what rich takes for markup.
+        table.add_row(*map(Text, cells(row)))
     buffer = io.StringIO()
     Console(file=buffer, width=240, color_system=None).print(table)
     lines = [line.rstrip() for line in buffer.getvalue().rstrip().splitlines()]

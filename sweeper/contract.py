@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class EventReader:
 def _parse(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
 
@@ -69,19 +70,26 @@ def read_result(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ContractError(f"{path.name}: missing, though every process ended well") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ContractError(f"{path.name}: corrupt ({error})") from error
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         raise ContractError(f"{path.name}: not a result of schema {SCHEMA}")
     if result.get("status") != "finished":
         raise ContractError(f"{path.name}: status is {result.get('status')!r}, not 'finished'")
+    if not isinstance(result.get("metric"), str):
+        raise ContractError(f"{path.name}: metric is {result.get('metric')!r}, not a name")
     for name in NUMBERS:
         value = result.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ContractError(f"{path.name}: {name} is {value!r}, not a number")
-        if not math.isfinite(value):
+        if not is_finite(value):
             raise ContractError(f"{path.name}: {name} is {value}, not finite")
     return result
+
+
+def is_finite(number: float) -> bool:
+    """Whether a number fits a float; a whole number read from JSON may be of any length."""
+    return abs(number) <= sys.float_info.max
 
 
 def check_echo(overrides: Mapping[str, str], events: Iterable[Event]) -> None:
@@ -112,12 +120,21 @@ def same_value(asked: str, found: object) -> bool:
     if isinstance(found, int | float):
         try:
             return math.isclose(float(text), found, rel_tol=1e-12, abs_tol=0.0)
-        except ValueError:
+        except (ValueError, OverflowError):
             return False
+    if isinstance(found, list):
+        parts = [part for part in text.split(",") if part.strip()]
+        return len(parts) == len(found) and all(map(same_value, parts, found))
     return text.replace(" ", "") == str(found).replace(" ", "")
 
 
 def first_error(events: Iterable[Event]) -> Event | None:
     """The earliest error event of any rank: the others often fail only in its wake."""
     errors = [event for event in events if event["kind"] == "error"]
-    return min(errors, key=lambda event: event.get("t", math.inf), default=None)
+    return min(errors, key=_time, default=None)
+
+
+def _time(event: Event) -> float:
+    """When an event was written; one that does not say it properly comes last."""
+    t = event.get("t")
+    return t if isinstance(t, int | float) and is_finite(t) else math.inf

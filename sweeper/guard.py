@@ -29,6 +29,8 @@ import time
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 GUARD_NAME = "SWEEPER_GUARD_PID"
+# Why a run was stopped, as exit.json says it.
+ASKED, LAUNCHER_DIED = "asked", "launcher died"
 ORPHAN_GRACE_SECONDS = 2.0  # to a run whose launcher died: nobody waits for its result
 POLL_SECONDS = 0.5
 KILL_SECONDS = 10.0
@@ -70,8 +72,8 @@ class Supervisor:
         self.wake, wake_end = os.pipe()
         os.set_blocking(wake_end, False)
         signal.set_wakeup_fd(wake_end)
-        signal.signal(signal.SIGTERM, lambda *_: self.stop("asked", self.grace))
-        signal.signal(signal.SIGINT, lambda *_: self.stop("asked", self.grace))
+        signal.signal(signal.SIGTERM, lambda *_: self.stop(ASKED, self.grace))
+        signal.signal(signal.SIGINT, lambda *_: self.stop(ASKED, self.grace))
         signal.signal(signal.SIGCHLD, lambda *_: None)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.child = subprocess.Popen(
@@ -101,7 +103,7 @@ class Supervisor:
                 os.read(self.wake, 4096)
             if self.alive in ready and not os.read(self.alive, 1):
                 watched.remove(self.alive)
-                self.stop("launcher died", min(self.grace, ORPHAN_GRACE_SECONDS))
+                self.stop(LAUNCHER_DIED, min(self.grace, ORPHAN_GRACE_SECONDS))
             if self.kill_at is not None and time.monotonic() >= self.kill_at:
                 self.kill_all()
             self.reap()

@@ -54,7 +54,7 @@ class Tag:
         sweep, _, rest = text.partition(":")
         session, _, attempt = rest.partition(":")
         return (
-            cls(sweep=sweep, session=session, attempt=int(attempt)) if attempt.isdigit() else None
+            cls(sweep=sweep, session=session, attempt=int(attempt)) if attempt.isdecimal() else None
         )
 
 
@@ -237,7 +237,7 @@ def judge(attempt: AttemptDir, overrides: Mapping[str, str]) -> Outcome:
     try:
         ended = json.loads(attempt.exit.read_bytes())
         code, asked = int(ended["exit_code"]), ended["stop_reason"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return Outcome(
             state=AttemptState.LOST, message="its processes were killed together with their guard"
         )
@@ -287,8 +287,12 @@ def _judge_failure(
         message = f"{error.get('error', 'error')}{where}: {error.get('message', '')}"
         trace = str(error.get("traceback", "")) or None
         return Outcome(state=state, exit_code=code, message=message, traceback=trace)
-    if asked is not None or any(event["kind"] == "stopped" for event in events):
+    # What the run says of having stopped is no evidence: torchrun stops the ranks of a dead one.
+    if asked == guard.ASKED:
         return Outcome(state=AttemptState.STOPPED, exit_code=code, message="stopped on request")
+    if asked == guard.LAUNCHER_DIED:
+        message = "it was ended because the process that launched it died"
+        return Outcome(state=AttemptState.LOST, exit_code=code, message=message)
     message, log = _failing_log(attempt, code)
     return Outcome(state=AttemptState.CRASHED, exit_code=code, message=message, traceback=log)
 

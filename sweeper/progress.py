@@ -84,7 +84,7 @@ def render(view: SweepView, max_rows: int | None = None) -> Table:
     for run in runs:
         state = run.phase if run.state is RunState.RUNNING and run.phase else run.state.value
         table.add_row(
-            run.trial,
+            Text(run.trial),  # as Text: a name may hold what rich takes for markup
             str(run.seed),
             Text(state, style=STYLES[run.state]),
             ProgressBar(total=1.0, completed=run.fraction, width=16),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import subprocess
@@ -33,18 +34,36 @@ def record_spec(sweep: SweepDir, spec: SweepSpec, spec_text: str) -> None:
 
 
 def describe_code(module: str) -> dict[str, Any]:
-    """Hash over the sources of the workload's package, and the state of git, if any."""
-    package = PROJECT / module.split(".", maxsplit=1)[0]
+    """Hash over the sources of the workload's package, and the state of git, if any.
+
+    The hash is None where the workload cannot be found from here.
+    """
+    sources = _sources(module.split(".", maxsplit=1)[0])
     digest = hashlib.sha256()
-    for path in sorted(package.glob("**/*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    for name, path in sorted(sources.items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain")
     return {
         "workload": module,
-        "sha256": digest.hexdigest(),
+        "sha256": digest.hexdigest() if sources else None,
         "git_commit": commit or None,
         "git_dirty": bool(changed) if commit else None,
+    }
+
+
+def _sources(name: str) -> dict[str, Path]:
+    """The source files of a top-level package or module, by their names in it."""
+    found = importlib.util.find_spec(name)  # looks, imports nothing
+    if found is None:
+        return {}
+    if found.submodule_search_locations is None:
+        path = Path(found.origin or "")
+        return {path.name: path} if path.suffix == ".py" else {}
+    return {
+        path.relative_to(package).as_posix(): path
+        for package in map(Path, found.submodule_search_locations)
+        for path in package.glob("**/*.py")
     }
 
 

@@ -36,6 +36,7 @@ Env = dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], EnvValue]
 RESERVED_NAMES = frozenset({"SEED", "RUN_DIR"})
 PATH_NAME = re.compile(r"DATA_DIR|.*_(PATH|DIR)")
 DIRECTORY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MAX_SEED = 2**63 - 1  # what the ledger can hold
 
 
 class _Table(BaseModel):
@@ -80,7 +81,8 @@ class Budget(_Table):
 class TrialSpec(_Table):
     """One set of hyperparameters."""
 
-    name: str = Field(min_length=1, max_length=80)
+    # It stands in tables and on terminals: no line breaks, no control characters.
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[^\p{Cc}]*$")
     env: Env = {}
 
 
@@ -88,7 +90,7 @@ class SweepSpec(_Table):
     """A whole sweep: every trial is run once per seed."""
 
     name: str = Field(pattern=DIRECTORY_NAME)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, strict=False)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(min_length=1, strict=False)
     metric: Literal["val_bpb"] = "val_bpb"
     workload: Workload = Workload()
     resources: Resources = Resources()
@@ -143,7 +145,7 @@ def load_spec(path: Path, base: Path | None = None) -> SweepSpec:
     naming file, key, what was found and what is allowed.
     """
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -151,7 +153,7 @@ def load_spec(path: Path, base: Path | None = None) -> SweepSpec:
     try:
         spec = SweepSpec.model_validate(table)
     except ValidationError as error:
-        lines = [f"{path}: {_explain(detail)}" for detail in error.errors()]
+        lines = [f"{path}: {_explain(detail)}" for detail in error.errors() if not _follows(detail)]
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
     return resolve_paths(spec, base or Path.cwd())
 
@@ -185,12 +187,25 @@ def _explain(detail: ErrorDetails) -> str:
     if where[-1] == "[key]" and detail["type"] == "string_pattern_mismatch":
         return f"{key.removesuffix('.[key]')}: environment names are upper case, like WARMDOWN_FRAC"
     if len(where) > 1 and where[-2] == "env":
-        return f"{key}: expected text, a number or true/false, {found}"
+        return f"{key}: expected text, a finite number or true/false, {found}"
     if key == "name":
         return f"name: it names a directory: letters, digits, '.', '_', '-', at most 64; {found}"
     if key == "seeds" and detail["type"] == "too_short":
         return "seeds: at least one seed is needed, for example [42, 314, 999]"
+    if key == "trial" and detail["type"] in ("too_short", "tuple_type"):
+        return f"trial: at least one table headed [[trial]] is needed, {found}"
+    if detail["type"] == "tuple_type":
+        return f"{key}: expected a list, {found}"
+    if detail["type"] in ("model_type", "dict_type"):
+        return f"{key}: expected a table, {found}"
+    if where[0] == "trial" and where[-1] == "name" and detail["type"] == "string_pattern_mismatch":
+        return f"{key}: line breaks and control characters are not allowed, {found}"
     return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, {found}"
+
+
+def _follows(detail: ErrorDetails) -> bool:
+    """Whether an error only follows from others: a list is "too short" once bad items are out."""
+    return detail["type"] == "too_short" and bool(detail["input"])
 
 
 def _suggest(where: list[Any]) -> str:

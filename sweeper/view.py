@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweeper.contract import Event, EventReader
+from sweeper.contract import Event, EventReader, is_finite
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunState
 
@@ -83,7 +83,9 @@ class _Progress:
     def _take(self, event: Event) -> None:
         match event["kind"]:
             case "config":
-                self.iterations = _number(event.get("config", {}).get("iterations"), int)
+                config = event.get("config")
+                if isinstance(config, dict):
+                    self.iterations = _number(config.get("iterations"), int)
             case "phase":
                 self.phase = str(event.get("phase"))
                 self._reach(PHASE_STARTS.get(self.phase, 0.0))
@@ -100,8 +102,8 @@ class _Progress:
 
 
 def _number(value: Any, kind: type) -> Any:
-    """A number from an event, as `kind`; None for anything else."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    """A finite number from an event, as `kind`; None for anything else."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
     return kind(value) if usable else None
 
 

@@ -1,0 +1,262 @@
+"""Tables: every number is over the finished seeds, every form says the same, nothing is hidden."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sweeper.aggregate import (
+    FORMATS,
+    HEADINGS,
+    records,
+    report,
+    runs_frame,
+    trials_frame,
+    write_report,
+)
+from sweeper.errors import UserError
+from sweeper.layout import SweepDir
+from sweeper.ledger import AttemptState, Ledger, RunState
+from tests.sweeper.conftest import make_spec, result_facts
+
+SCORES = (1.09269834, 1.09269085, 1.09194120)
+BUDGET = 16_000_000
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepDir:
+    sweep = SweepDir(tmp_path / "größe und platz")
+    sweep.path.mkdir()
+    return sweep
+
+
+def finished(ledger: Ledger, trial: int, seed: int, **changes: Any) -> None:
+    (run,) = [run for run in ledger.runs() if (run.trial, run.seed) == (trial, seed)]
+    number = len(ledger.attempts(run.id)) + 1
+    attempt = ledger.launched(run, number=number, path=f"a/{run.id}", host="box", gpus="0")
+    facts = result_facts(seed=seed, **changes)
+    ledger.ended(attempt, AttemptState.FINISHED, RunState.FINISHED, exit_code=0, result=facts)
+
+
+def failed(ledger: Ledger, trial: int, seed: int, state: RunState = RunState.FAILED) -> None:
+    (run,) = [run for run in ledger.runs() if (run.trial, run.seed) == (trial, seed)]
+    number = len(ledger.attempts(run.id)) + 1
+    attempt = ledger.launched(run, number=number, path=f"a/{run.id}", host="box", gpus="0")
+    ledger.ended(attempt, AttemptState.CRASHED, state, exit_code=1, message="it broke")
+
+
+@pytest.fixture
+def ledger(sweep: SweepDir) -> Iterator[Ledger]:
+    """Two trials: `low` has all seeds, one of them over the budget; `high` has one of three."""
+    ledger = Ledger.open_for_writing(sweep.ledger, make_spec(budget={"max_bytes": BUDGET}))
+    sizes = (15_900_000, 16_000_001, 15_950_000)
+    for seed, score, size in zip((42, 314, 999), SCORES, sizes, strict=True):
+        if seed == 999:
+            failed(ledger, 0, seed, RunState.PENDING)
+        finished(
+            *(ledger, 0, seed),
+            val_bpb=score,
+            prequant_val_bpb=score - 0.02,
+            quant_val_bpb=score + 0.005,
+            bytes_total=size,
+            steps=5_000 + seed,
+            train_time_ms=590_000.0,
+            step_avg_ms=110.5,
+        )
+    finished(ledger, 1, 42, val_bpb=1.2, prequant_val_bpb=1.15, quant_val_bpb=1.21)
+    failed(ledger, 1, 314)
+    yield ledger
+    ledger.close()
+
+
+def trial_rows(ledger: Ledger) -> list[dict[str, Any]]:
+    return records(trials_frame(ledger))
+
+
+# ---- frames
+
+
+def test_there_is_a_row_a_run_in_launch_order(ledger: Ledger) -> None:
+    rows = records(runs_frame(ledger))
+    assert [(row["trial"], row["seed"]) for row in rows] == [
+        (trial, seed) for seed in (42, 314, 999) for trial in ("low", "high")
+    ]
+    assert [row["state"] for row in rows] == [
+        *("finished", "finished", "finished", "failed", "finished", "pending")
+    ]
+    assert [row["attempts"] for row in rows] == [1, 1, 1, 1, 2, 0]
+    assert [row["val_bpb"] for row in rows] == [SCORES[0], 1.2, SCORES[1], None, SCORES[2], None]
+    assert [row["bytes_total"] for row in rows][:3] == [15_900_000, 150, 16_000_001]
+    assert (rows[0]["metric"], rows[0]["stop_reason"]) == ("sliding", "iterations")
+    assert rows[3]["message"] == "it broke"
+    assert rows[5]["message"] is rows[5]["host"] is rows[5]["path"] is None
+
+
+def test_a_trials_numbers_are_over_its_finished_seeds(ledger: Ledger) -> None:
+    low, high = trial_rows(ledger)
+    assert (low["trial"], low["n"], low["seeds"], low["failed"]) == ("low", 3, 3, 0)
+    assert low["val_bpb_mean"] == pytest.approx(sum(SCORES) / 3, abs=1e-12)
+    assert low["val_bpb_std"] == pytest.approx(0.000435, abs=5e-7)
+    assert low["val_bpb_low95"] < low["val_bpb_mean"] < low["val_bpb_high95"]
+    assert low["train_s_mean"] == 590.0
+    assert low["steps_mean"] == pytest.approx(5_000 + (42 + 314 + 999) / 3)
+    assert (high["trial"], high["n"], high["seeds"], high["failed"]) == ("high", 1, 3, 1)
+    assert high["val_bpb_mean"] == 1.2
+    assert high["val_bpb_std"] is high["val_bpb_low95"] is None
+
+
+def test_the_gap_is_quant_less_prequant(ledger: Ledger) -> None:
+    low, high = trial_rows(ledger)
+    assert low["quantisation_gap_mean"] == pytest.approx(0.025)
+    assert low["quantisation_gap_std"] == pytest.approx(0.0, abs=1e-9)
+    assert high["quantisation_gap_mean"] == pytest.approx(0.06)
+
+
+def test_the_largest_artifact_is_the_one_that_must_fit(ledger: Ledger) -> None:
+    low, high = trial_rows(ledger)
+    assert low["bytes_total_mean"] < BUDGET  # the mean alone would pass
+    assert low["bytes_total_max"] == BUDGET + 1
+    assert low["within_budget"] is False
+    assert high["within_budget"] is True
+
+
+def test_an_artifact_of_just_the_budget_fits(sweep: SweepDir) -> None:
+    ledger = Ledger.open_for_writing(sweep.ledger, make_spec(budget={"max_bytes": BUDGET}))
+    finished(ledger, 0, 42, bytes_total=BUDGET)
+    assert trial_rows(ledger)[0]["within_budget"] is True
+    ledger.close()
+
+
+def test_a_run_that_goes_on_is_not_counted_yet(sweep: SweepDir) -> None:
+    ledger = Ledger.open_for_writing(sweep.ledger, make_spec())
+    finished(ledger, 0, 42)
+    ledger.launched(ledger.runs()[2], number=1, path="a", host="box", gpus="")
+    assert [row["n"] for row in trial_rows(ledger)] == [1, 0]
+    ledger.close()
+
+
+def test_a_new_sweep_has_rows_and_no_numbers(sweep: SweepDir) -> None:
+    Ledger.open_for_writing(sweep.ledger, make_spec()).close()
+    for form in FORMATS:
+        assert "nan" not in report(sweep, form).lower()
+    parsed = json.loads(report(sweep, "json"))
+    assert [row["n"] for row in parsed["trials"]] == [0, 0]
+    assert parsed["trials"][0]["val_bpb_mean"] is parsed["trials"][0]["within_budget"] is None
+    assert "0/3" in report(sweep, "table")
+
+
+# ---- for people
+
+
+def markdown_rows(text: str) -> list[dict[str, str]]:
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    split = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    return [dict(zip(split[0], row, strict=True)) for row in split[2:]]
+
+
+def test_cells_say_mean_spread_and_what_is_over(ledger: Ledger, sweep: SweepDir) -> None:
+    low, high = markdown_rows(report(sweep, "markdown"))
+    assert tuple(low) == HEADINGS
+    assert low["configuration"] == "low"
+    assert (low["n"], low["val_bpb"], low["gap"]) == ("3/3", "1.09244 ± 0.00043", "+0.02500")
+    assert low["before quantisation"] == "1.07244 ± 0.00043"
+    assert (low["bytes mean"], low["bytes max"]) == ("15,950,000", "16,000,001 over!")
+    assert (low["steps"], low["ms/step"], low["train s"]) == ("5,452", "110.5", "590.0")
+    assert (high["n"], high["val_bpb"], high["bytes max"]) == ("1/3", "1.20000", "150")
+
+
+def test_a_missing_seed_is_said_in_words(ledger: Ledger, sweep: SweepDir) -> None:
+    remark = "high: 1 of 3 seeds finished, 1 failed; not to be compared yet"
+    for form in ("table", "markdown"):
+        text = report(sweep, form)
+        assert remark in text.splitlines()
+        assert "low: " not in text
+
+
+def test_the_table_has_a_line_a_trial(ledger: Ledger, sweep: SweepDir) -> None:
+    lines = report(sweep, "table").splitlines()
+    assert lines[0].startswith("small: val_bpb of the artifact, mean ± sample std over seeds 42, 3")
+    (line,) = [line for line in lines if "│ low" in line]
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == list(markdown_rows(report(sweep, "markdown"))[0].values())
+    assert "…" not in "\n".join(lines)
+
+
+HOSTILE = [
+    "[bold]x[/bold]",
+    "[/]",
+    "[/red] [x",
+    "a | b",
+    "a, b",
+    'say "x"',
+    ":heart:",
+    "größe 日本",
+    "x" * 80,
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_trials_name_is_shown_as_it_is(sweep: SweepDir, name: str) -> None:
+    ledger = Ledger.open_for_writing(sweep.ledger, make_spec(trial=[{"name": name}]))
+    finished(ledger, 0, 42)
+    ledger.close()
+    assert name in report(sweep, "table").splitlines()[-3]
+    assert f"| {name.replace('|', chr(92) + '|')} | 1/3 |" in report(sweep, "markdown")
+    assert json.loads(report(sweep, "json"))["trials"][0]["trial"] == name
+    (row,) = csv.DictReader(io.StringIO(report(sweep, "csv")))
+    assert row["trial"] == name
+
+
+# ---- for programs
+
+
+def test_every_form_says_the_same(ledger: Ledger, sweep: SweepDir) -> None:
+    parsed = json.loads(report(sweep, "json"))
+    table = list(csv.DictReader(io.StringIO(report(sweep, "csv"))))
+    shown = markdown_rows(report(sweep, "markdown"))
+    assert (parsed["sweep"], parsed["seeds"]) == ("small", [42, 314, 999])
+    assert (parsed["metric"], parsed["budget_bytes"]) == ("val_bpb", BUDGET)
+    assert parsed["uid"] == ledger.uid
+    assert len(parsed["trials"]) == len(table) == len(shown) == 2
+    for row, line, cells in zip(parsed["trials"], table, shown, strict=True):
+        assert row.keys() == line.keys()
+        for name, value in row.items():
+            if value is None:
+                assert line[name] == ""
+            elif isinstance(value, bool | str):
+                assert line[name] == str(value)
+            else:
+                assert float(line[name]) == pytest.approx(value, rel=1e-12)
+        assert cells["val_bpb"].split(" ± ")[0] == f"{row['val_bpb_mean']:.5f}"
+        assert cells["n"] == f"{row['n']}/{row['seeds']}"
+    assert [row["val_bpb"] for row in parsed["runs"]][:2] == [SCORES[0], 1.2]
+
+
+def test_counts_stay_whole_in_json(ledger: Ledger, sweep: SweepDir) -> None:
+    runs = json.loads(report(sweep, "json"))["runs"]
+    assert all(isinstance(row["seed"], int) and isinstance(row["attempts"], int) for row in runs)
+    assert isinstance(runs[0]["bytes_total"], int)
+    assert isinstance(runs[0]["steps"], int)
+
+
+def test_the_report_is_written_whole(ledger: Ledger, sweep: SweepDir) -> None:
+    paths = write_report(sweep)
+    assert paths == [sweep.report_csv, sweep.runs_csv, sweep.report_json]
+    assert json.loads(sweep.report_json.read_text()) == json.loads(report(sweep, "json"))
+    assert sweep.report_csv.read_text().rstrip("\n") == report(sweep, "csv")
+    runs = pd.read_csv(sweep.runs_csv)
+    assert runs["val_bpb"].dropna().tolist() == [SCORES[0], 1.2, SCORES[1], SCORES[2]]
+    assert not list(sweep.path.glob("*.partial"))
+    write_report(sweep)
+
+
+def test_there_is_nothing_to_report_without_a_sweep(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no sweep there"):
+        report(SweepDir(tmp_path / "nothing"), "table")

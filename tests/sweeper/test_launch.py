@@ -1,0 +1,643 @@
+"""One run on this host, launched, ended and judged: real processes, a trainer that is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweeper import guard
+from sweeper.contract import EventReader
+from sweeper.launch import (
+    FOREIGN_NAMES,
+    PROJECT,
+    TAG_NAME,
+    TAIL_BYTES,
+    LaunchRequest,
+    Outcome,
+    RunningAttempt,
+    Tag,
+    build_command,
+    build_env,
+    end_tagged,
+    judge,
+    reap_leftovers,
+    tagged_processes,
+)
+from sweeper.layout import AttemptDir
+from sweeper.ledger import AttemptState
+from tests.sweeper.conftest import (
+    FINISHES,
+    ROOT,
+    alive,
+    result_facts,
+    wait_until,
+    write_attempt,
+    write_module,
+)
+
+OVERRIDES = {"SEED": "42", "LR": "0.1"}
+# Ends when it is asked to, and says so.
+LISTENS = """
+def stop(*_):
+    event("stopped", reason="asked", step=3)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+event("ready", pid=os.getpid())
+forever()
+"""
+DEAF = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+event("ready", pid=os.getpid())
+forever()
+"""
+# A process of the run's own that has left the tree, as a data loader's might.
+DAEMON = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        event("ready", pid=os.getpid())
+        forever()
+    os._exit(0)
+"""
+
+
+@pytest.fixture
+def tag() -> Tag:
+    """A tag that no other test, and no sweep on this machine, has."""
+    return Tag(sweep=uuid.uuid4().hex, session="session", attempt=1)
+
+
+Launch = Callable[..., tuple[RunningAttempt, AttemptDir]]
+
+
+@pytest.fixture
+def launch(
+    tmp_path: Path, tag: Tag, monkeypatch: pytest.MonkeyPatch, nothing_left: str
+) -> Iterator[Launch]:
+    """Launch an attempt of a module with the given body; hostile paths on purpose."""
+    modules = tmp_path / "größe und platz"
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    started: list[RunningAttempt] = []
+
+    def run(
+        body: str, gpus: tuple[str, ...] = (), **changes: Any
+    ) -> tuple[RunningAttempt, AttemptDir]:
+        request = make_request(
+            tag=changes.pop("tag", tag),
+            directory=str(modules / "an attempt ✓" / str(len(started))),
+            module=write_module(modules, f"trainer_{len(started)}", body),
+            **changes,
+        )
+        started.append(RunningAttempt(request, gpus))
+        return started[-1], AttemptDir(Path(request.directory))
+
+    yield run
+    for attempt in started:
+        attempt.kill()
+        attempt.wait()
+
+
+def make_request(**changes: Any) -> LaunchRequest:
+    facts: dict[str, Any] = {
+        "tag": Tag(sweep="sweep", session="session", attempt=1),
+        "directory": "/nowhere",
+        "module": "model.train",
+        "launch": "exec",
+        "processes": 1,
+        "cpus": 1,
+        "grace_seconds": 60.0,
+        "env": OVERRIDES,
+    }
+    return LaunchRequest(**(facts | changes))
+
+
+def ready(attempt: AttemptDir, count: int = 1) -> list[int]:
+    """The ids of the processes that have said they are ready, once there are as many."""
+
+    def said() -> list[int]:
+        events = EventReader(attempt.events).read()
+        return [event["pid"] for event in events if event["kind"] == "ready"]
+
+    wait_until(lambda: len(said()) >= count, "the run's processes to be ready")
+    return said()
+
+
+# ---- the whole way
+
+
+def test_a_script_runs_to_its_result(launch: Launch) -> None:
+    running, attempt = launch(FINISHES + "print('said')\nprint('also said', file=sys.stderr)\n")
+    running.wait()
+    outcome = judge(attempt, OVERRIDES)
+    assert outcome == Outcome(
+        state=AttemptState.FINISHED, exit_code=0, result=result_facts(val_bpb=1.1)
+    )
+    assert attempt.stdout.read_text() == "said\n"
+    assert attempt.stderr.read_text() == "also said\n"
+    request = json.loads(attempt.request.read_text())
+    assert request["env"] == OVERRIDES
+    assert request["command"][1:] == ["-m", "trainer_0"]
+    assert (request["gpus"], request["dead"]) == ([], [])
+    assert not list(attempt.path.glob("*.partial"))
+
+
+SAYS_ENVIRONMENT = """
+facts = {"cwd": os.getcwd(), "env": dict(os.environ), "nice": os.nice(0)}
+(RUN_DIR / f"env{RANK}.json").write_text(json.dumps(facts))
+"""
+
+
+def test_a_run_gets_its_own_environment_and_no_others(
+    launch: Launch, tag: Tag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FOREIGN_NAMES:
+        monkeypatch.setenv(name, "7")
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LR", "RUN_DIR", TAG_NAME):
+        monkeypatch.setenv(name, "of another")
+    monkeypatch.setenv("KEPT", "größe")
+    running, attempt = launch(SAYS_ENVIRONMENT, ("3", "5"), cpus=6)
+    running.wait()
+    facts = json.loads((attempt.path / "env0.json").read_text())
+    env = facts["env"]
+    assert not set(FOREIGN_NAMES) & env.keys()
+    assert facts["cwd"] == env["RUN_DIR"] == str(attempt.path)
+    assert {name: env[name] for name in OVERRIDES} == OVERRIDES
+    assert env["CUDA_VISIBLE_DEVICES"] == "3,5"
+    assert env["OMP_NUM_THREADS"] == "6"
+    assert env["KEPT"] == "größe"
+    assert env["PYTHONPATH"].split(os.pathsep)[0] == str(PROJECT)
+    assert Tag.parse(env[TAG_NAME]) == tag
+
+
+def test_torchrun_runs_every_rank_to_one_result(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torchrun of another run, which this one would otherwise take for its own.
+    for name in FOREIGN_NAMES:
+        monkeypatch.setenv(name, "7")
+    body = FINISHES + SAYS_ENVIRONMENT + "print('said by', RANK)\n"
+    running, attempt = launch(body, launch="torchrun", processes=2, cpus=6)
+    running.wait()
+    outcome = judge(attempt, OVERRIDES)
+    assert outcome.state is AttemptState.FINISHED, outcome
+    for rank in (0, 1):
+        facts = json.loads((attempt.path / f"env{rank}.json").read_text())
+        assert (facts["env"]["WORLD_SIZE"], facts["env"]["LOCAL_RANK"]) == ("2", str(rank))
+        assert facts["env"]["OMP_NUM_THREADS"] == "3"
+        assert facts["env"]["CUDA_VISIBLE_DEVICES"] == ""
+        assert facts["env"]["MASTER_ADDR"] != "7"
+        assert facts["cwd"] == str(attempt.path)
+        (log,) = attempt.rank_logs(rank, "stdout")
+        assert log.read_text() == f"said by {rank}\n"
+
+
+# ---- the end, asked for or not
+
+
+def test_a_run_that_is_asked_ends_itself(launch: Launch) -> None:
+    running, attempt = launch("config()\n" + LISTENS)
+    (pid,) = ready(attempt)
+    waiting = threading.Thread(target=running.wait)
+    waiting.start()
+    running.stop()
+    waiting.join(timeout=120)
+    assert not waiting.is_alive()
+    assert not alive(pid)
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.exit_code) == (AttemptState.STOPPED, 75)
+    assert outcome.message == "stopped on request"
+    # Saying it again, to a run that is over, harms nobody.
+    running.stop()
+    running.kill()
+    running.kill()
+    running.wait()
+
+
+def test_a_run_that_does_not_listen_is_killed_after_its_grace(launch: Launch) -> None:
+    running, attempt = launch(DAEMON + DEAF, grace_seconds=0.2)
+    pids = ready(attempt, 2)
+    running.stop()
+    running.wait()
+    assert not any(map(alive, pids))
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.exit_code) == (AttemptState.STOPPED, -signal.SIGKILL)
+
+
+def test_a_run_that_is_let_go_of_ends(launch: Launch) -> None:
+    running, attempt = launch(DAEMON + DEAF, grace_seconds=0.2)
+    pids = ready(attempt, 2)
+    running.kill()
+    running.wait()
+    assert not any(map(alive, pids))
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.exit_code) == (AttemptState.LOST, -signal.SIGKILL)
+    assert outcome.message == "it was ended because the process that launched it died"
+
+
+LAUNCHER = """
+import sys
+from sweeper.launch import LaunchRequest, RunningAttempt, Tag
+directory, module, sweep = sys.argv[1:]
+RunningAttempt(
+    LaunchRequest(
+        tag=Tag(sweep=sweep, session="session", attempt=1), directory=directory, module=module,
+        launch="exec", processes=1, cpus=1, grace_seconds=60.0, env={"SEED": "42", "LR": "0.1"},
+    ),
+    (),
+).wait()
+"""
+
+
+def test_a_run_ends_with_the_process_that_launched_it(
+    tmp_path: Path, tag: Tag, monkeypatch: pytest.MonkeyPatch, nothing_left: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    attempt = AttemptDir(tmp_path / "attempt")
+    module = write_module(tmp_path, "trainer", DAEMON + LISTENS)
+    command = [sys.executable, "-c", LAUNCHER, str(attempt.path), module, tag.sweep]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        pids = ready(attempt, 2)
+        pids += [process.pid for process, found in tagged_processes() if found == tag]
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not any(map(alive, pids)), "the run and its guard to end")
+    assert judge(attempt, OVERRIDES).state is AttemptState.LOST
+
+
+def test_when_the_guard_is_killed_torchrun_and_all_ranks_die(launch: Launch, tag: Tag) -> None:
+    body = ("if RANK == 1:\n" + DAEMON.replace("\n", "\n    ") + "\n" + DEAF).replace("\n\n", "\n")
+    running, attempt = launch(body, launch="torchrun", processes=2)
+    pids = ready(attempt, 3)
+    tagged = [process for process, found in tagged_processes() if found == tag]
+    assert set(pids) < {process.pid for process in tagged}
+    (guarding,) = [process for process in tagged if "supervise" in process.cmdline()]
+    guarding.kill()
+    running.wait()
+    assert not any(alive(process.pid) for process in tagged)
+    outcome = judge(attempt, OVERRIDES)
+    assert outcome.state is AttemptState.LOST
+    assert outcome.message == "its processes were killed together with their guard"
+
+
+def test_the_rank_that_failed_is_named_with_its_traceback(launch: Launch) -> None:
+    body = "if RANK == 1:\n    raise ValueError('the cause')\n" + DEAF.replace("IGN", "DFL")
+    running, attempt = launch(body, launch="torchrun", processes=2)
+    running.wait()
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.message) == (
+        AttemptState.CRASHED,
+        "rank 1 ended with exit code 1",
+    )
+    assert outcome.traceback is not None
+    assert outcome.traceback.startswith("Traceback")
+    assert "ValueError: the cause" in outcome.traceback
+
+
+def test_a_killed_rank_is_no_request_to_stop(launch: Launch) -> None:
+    # torchrun stops the others, and they say that they were stopped; nobody had asked for it.
+    # Once rank 0 is ready, rank 1 dies as by the kernel's hand.
+    body = """
+if RANK == 1:
+    while not (RUN_DIR / "events.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    running, attempt = launch(body + LISTENS, launch="torchrun", processes=2)
+    running.wait()
+    assert "stopped" in [event["kind"] for event in EventReader(attempt.events).read()]
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.message) == (
+        AttemptState.CRASHED,
+        "rank 1 ended with signal SIGKILL",
+    )
+
+
+def test_a_launch_that_is_not_possible_leaves_nothing_open(tmp_path: Path, tag: Tag) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no directory")
+    request = make_request(tag=tag, directory=str(blocked / "attempt"))
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(NotADirectoryError):
+        RunningAttempt(request, ())
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_attempt_that_is_over_holds_nothing_open(launch: Launch) -> None:
+    launch("")[0].wait()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        launch("")[0].wait()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- what is left behind
+
+
+@pytest.fixture
+def sleepers(nothing_left: str) -> Iterator[Callable[[str | None], psutil.Process]]:
+    """Start processes that carry a tag, or none, and sleep; they are ended after the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(text: str | None) -> psutil.Process:
+        env = dict(os.environ) | ({} if text is None else {TAG_NAME: text})
+        started.append(subprocess.Popen(["sleep", "1000"], env=env))
+        # Until it has become `sleep`, it has the environment of this process.
+        process = psutil.Process(started[-1].pid)
+        wait_until(lambda: process.name() == "sleep", "the sleeper to begin")
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+Sleepers = Callable[[str | None], psutil.Process]
+
+
+def test_only_what_nobody_owns_any_more_is_reaped(sleepers: Sleepers, tag: Tag) -> None:
+    ours, other = tag.sweep, uuid.uuid4().hex
+    leftovers = [
+        sleepers(f"{ours}:earlier:1"),
+        sleepers(f"{ours}:earlier:77"),
+        sleepers(f"{ours}:session:5"),
+    ]
+    untouched = [
+        sleepers(f"{ours}:session:1"),
+        sleepers(f"{ours}:session:6"),
+        sleepers(f"{other}:earlier:1"),
+        sleepers(f"{other}:session:5"),
+        sleepers(f"{ours}x:earlier:1"),
+        sleepers(f"{ours}:earlier"),
+        sleepers(f"{ours}:earlier:²"),
+        sleepers(ours),
+        sleepers(""),
+        sleepers(None),
+    ]
+    assert reap_leftovers(tag, dead={5}) == 3
+    assert not any(alive(process.pid) for process in leftovers)
+    assert all(alive(process.pid) for process in untouched)
+    assert reap_leftovers(tag, dead={5}) == 0
+
+
+def test_a_launch_reaps_first(sleepers: Sleepers, launch: Launch, tag: Tag) -> None:
+    leftover, dead = sleepers(f"{tag.sweep}:earlier:1"), sleepers(f"{tag.sweep}:session:5")
+    owned = sleepers(f"{tag.sweep}:session:6")
+    running, _ = launch("", dead=frozenset({5}))
+    assert not alive(leftover.pid)
+    assert not alive(dead.pid)
+    running.wait()
+    assert alive(owned.pid)
+
+
+def test_this_process_never_ends_itself(tag: Tag) -> None:
+    script = (
+        "import sys; from sweeper.launch import end_tagged; "
+        "print(end_tagged(lambda tag: tag.sweep == sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tag.sweep],
+        cwd=ROOT,
+        env=os.environ | {TAG_NAME: str(tag)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "0\n"
+
+
+def test_nothing_that_is_not_wanted_is_ended(sleepers: Sleepers, tag: Tag) -> None:
+    process = sleepers(str(tag))
+    assert end_tagged(lambda _: False) == 0
+    assert alive(process.pid)
+    assert end_tagged(lambda found: found == tag) == 1
+    assert not alive(process.pid)
+
+
+WORDS = st.text(st.characters(codec="ascii", categories=["L", "N"]), max_size=12)
+
+
+@given(WORDS, WORDS, st.integers(0, 10**9))
+def test_a_tag_comes_back_from_its_text(sweep: str, session: str, attempt: int) -> None:
+    tag = Tag(sweep=sweep, session=session, attempt=attempt)
+    assert Tag.parse(str(tag)) == tag
+
+
+@pytest.mark.parametrize("text", ["", ":", "a", "a:b", "a:b:", "a:b:c", "a:b:-1", "a:b:1:2", "::²"])
+def test_other_text_is_no_tag(text: str) -> None:
+    assert Tag.parse(text) is None
+
+
+# ---- the command and its environment
+
+
+def test_a_module_is_started_alone_or_under_torchrun_with_a_guard_a_rank() -> None:
+    assert build_command(make_request(module="a.b")) == [sys.executable, "-m", "a.b"]
+    command = build_command(make_request(module="a.b", launch="torchrun", processes=8))
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert {"--standalone", "--nproc-per-node=8", "--max-restarts=0"} <= set(command)
+    rank = [guard.__file__, "rank", "--", sys.executable, "-m", "a.b"]
+    assert command[-len(rank) :] == rank
+
+
+@pytest.mark.parametrize(
+    ("cpus", "processes", "threads"),
+    [(1, 1, "1"), (8, 1, "8"), (16, 8, "2"), (7, 2, "3"), (1, 8, "1")],
+)
+def test_the_slots_cores_are_shared_out(cpus: int, processes: int, threads: str) -> None:
+    env = build_env(make_request(cpus=cpus, processes=processes), ())
+    assert env["OMP_NUM_THREADS"] == threads
+
+
+def test_a_trial_may_set_its_threads_itself_but_not_its_tag() -> None:
+    wanted = {"OMP_NUM_THREADS": "3", "RUN_DIR": "/elsewhere", TAG_NAME: "x"}
+    request = make_request(env=wanted)
+    env = build_env(request, ())
+    assert env["OMP_NUM_THREADS"] == "3"
+    assert env["RUN_DIR"] == "/nowhere"
+    assert env[TAG_NAME] == str(request.tag)
+
+
+# ---- judging
+
+
+def event(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"kind": kind, "t": 1.0} | fields
+
+
+CONFIG = event("config", config={"seed": 42, "lr": 0.1})
+
+
+def failure(code: str, **fields: Any) -> dict[str, Any]:
+    facts = {"code": code, "error": "SomeError", "message": "why", "traceback": "Traceback ..."}
+    return event("error", **(facts | fields))
+
+
+def test_a_run_that_kept_every_word_finished(tmp_path: Path) -> None:
+    attempt = write_attempt(tmp_path / "a", result=result_facts())
+    assert judge(attempt, OVERRIDES) == Outcome(
+        state=AttemptState.FINISHED, exit_code=0, result=result_facts()
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b'{"exit_code": 0}', b"\xff"])
+def test_without_the_guards_word_a_run_is_lost(tmp_path: Path, content: bytes | None) -> None:
+    attempt = write_attempt(tmp_path / "a", result=result_facts())
+    attempt.exit.unlink()
+    if content is not None:
+        attempt.exit.write_bytes(content)
+    assert judge(attempt, OVERRIDES).state is AttemptState.LOST
+
+
+def test_an_attempt_that_never_began_is_lost(tmp_path: Path) -> None:
+    assert judge(AttemptDir(tmp_path / "nothing"), OVERRIDES).state is AttemptState.LOST
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"val_bpb": None}, "result.json: val_bpb is None, not a number"),
+        ({"status": "stopped"}, "result.json: status is 'stopped'"),
+        ({"bytes_model": 99, "bytes_total": 149}, "has 100 bytes on disk, the result says 99"),
+        ({"bytes_total": 149}, "result.json: bytes_total is 149, not the artifact's 100 + the c"),
+        ({"artifact": "other.bin"}, "other.bin: the artifact cannot be read (No such file"),
+        ({"artifact": None}, "result.json: artifact is None, not a file name"),
+        ({"artifact": "../a/final_model.int6.ptz"}, "artifact is '../a/final_model.int6.ptz', not"),
+        ({"artifact": "/etc/hostname"}, "artifact is '/etc/hostname', not a file name"),
+    ],
+)
+def test_a_result_that_cannot_be_true_is_bad(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    attempt = write_attempt(tmp_path / "a", result=result_facts(**changes))
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.exit_code, outcome.result) == (AttemptState.BAD_RESULT, 0, None)
+    assert outcome.message is not None
+    assert message in outcome.message
+
+
+def test_a_run_that_ended_well_without_a_result_is_bad(tmp_path: Path) -> None:
+    outcome = judge(write_attempt(tmp_path / "a"), OVERRIDES)
+    assert outcome.state is AttemptState.BAD_RESULT
+    assert outcome.message == "result.json: missing, though every process ended well"
+
+
+def test_a_result_with_a_failed_process_is_none(tmp_path: Path) -> None:
+    attempt = write_attempt(tmp_path / "a", exit_code=1, result=result_facts())
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.result) == (AttemptState.CRASHED, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"SEED": "7"}, "SEED: asked for '7', the run took 42"),
+        ({"LRR": "0.1"}, "LRR: the run does not know this setting; did you mean LR?"),
+    ],
+)
+def test_an_override_that_is_not_confirmed_is_the_users_error(
+    tmp_path: Path, overrides: dict[str, str], message: str
+) -> None:
+    outcome = judge(write_attempt(tmp_path / "a", result=result_facts()), overrides)
+    assert (outcome.state, outcome.message) == (AttemptState.USER_ERROR, message)
+    assert outcome.result is None
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        ("user", AttemptState.USER_ERROR),
+        ("nonfinite", AttemptState.NONFINITE),
+        ("oom", AttemptState.OUT_OF_MEMORY),
+        ("crash", AttemptState.CRASHED),
+        ("something new", AttemptState.CRASHED),
+    ],
+)
+@pytest.mark.parametrize("stop_reason", [None, guard.ASKED, guard.LAUNCHER_DIED])
+def test_an_error_event_says_what_it_was_before_anything_else_does(
+    tmp_path: Path, code: str, state: AttemptState, stop_reason: str | None
+) -> None:
+    later = failure("crash", t=9.0, rank=0, message="the others' wake")
+    attempt = write_attempt(
+        tmp_path / "a",
+        exit_code=1,
+        stop_reason=stop_reason,
+        events=[CONFIG, later, failure(code, rank=1), event("stopped", reason="asked", step=1)],
+    )
+    outcome = judge(attempt, OVERRIDES)
+    assert outcome == Outcome(
+        state=state,
+        exit_code=1,
+        message="SomeError (rank 1): why",
+        traceback="Traceback ...",
+    )
+
+
+def test_an_error_of_rank_0_or_of_no_rank_names_none(tmp_path: Path) -> None:
+    attempt = write_attempt(tmp_path / "a", exit_code=1, events=[failure("crash", rank=0)])
+    assert judge(attempt, {}).message == "SomeError: why"
+    bare = write_attempt(tmp_path / "b", exit_code=1, events=[{"kind": "error"}])
+    assert judge(bare, {}) == Outcome(state=AttemptState.CRASHED, exit_code=1, message="error: ")
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "state"),
+    [
+        (guard.ASKED, AttemptState.STOPPED),
+        (guard.LAUNCHER_DIED, AttemptState.LOST),
+        # It says that it stopped, but nobody had asked.
+        (None, AttemptState.CRASHED),
+    ],
+)
+def test_a_stop_is_what_was_asked_for(
+    tmp_path: Path, stop_reason: str | None, state: AttemptState
+) -> None:
+    attempt = write_attempt(
+        tmp_path / "a",
+        exit_code=75,
+        stop_reason=stop_reason,
+        events=[CONFIG, event("stopped", reason="asked", step=3)],
+    )
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.exit_code) == (state, 75)
+
+
+def test_a_run_that_finished_although_it_was_asked_to_stop_finished(tmp_path: Path) -> None:
+    for name, reason in (("a", guard.ASKED), ("b", guard.LAUNCHER_DIED)):
+        attempt = write_attempt(tmp_path / name, stop_reason=reason, result=result_facts())
+        assert judge(attempt, OVERRIDES).state is AttemptState.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (1, "ended with exit code 1"),
+        (-signal.SIGSEGV, "ended with signal SIGSEGV"),
+        (-77, "ended with signal 77"),
+    ],
+)
+def test_a_crash_without_a_word_is_told_by_its_code_and_log(
+    tmp_path: Path, code: int, words: str
+) -> None:
+    attempt = write_attempt(tmp_path / "a", exit_code=code)
+    assert judge(attempt, OVERRIDES) == Outcome(
+        state=AttemptState.CRASHED, exit_code=code, message=words, traceback=None
+    )
+    attempt.stderr.write_bytes(b"first line\n" + b"x" * TAIL_BYTES + b"\nlast \xff line\n")
+    assert judge(attempt, OVERRIDES).traceback == "last \ufffd line\n"

@@ -1,0 +1,202 @@
+"""What an observer sees of a sweep, made of the ledger and of the events of its runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeper.layout import SweepDir
+from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.view import PHASE_STARTS, Observer, RunView, SweepView, estimate_seconds_left
+from tests.sweeper.conftest import make_spec, result_facts
+
+PENDING, RUNNING = RunState.PENDING, RunState.RUNNING
+FINISHED, FAILED = RunState.FINISHED, RunState.FAILED
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepDir:
+    sweep = SweepDir(tmp_path / "sweep")
+    sweep.path.mkdir()
+    return sweep
+
+
+@pytest.fixture
+def ledger(sweep: SweepDir) -> Iterator[Ledger]:
+    ledger = Ledger.open_for_writing(sweep.ledger, make_spec())
+    yield ledger
+    ledger.close()
+
+
+def launch(ledger: Ledger, sweep: SweepDir, number: int = 1) -> tuple[int, Path]:
+    """The first run launched; its attempt's id and its events file."""
+    run = ledger.runs()[0]
+    directory = sweep.attempt(0, "low", run.seed, number)
+    directory.path.mkdir(parents=True)
+    path = str(directory.path.relative_to(sweep.path))
+    return ledger.launched(run, number=number, path=path, host="box", gpus=""), directory.events
+
+
+def append(events: Path, kind: str, **fields: Any) -> None:
+    with events.open("a") as file:
+        file.write(json.dumps({"t": 1.0, "kind": kind} | fields) + "\n")
+
+
+def test_a_new_sweep_waits(sweep: SweepDir, ledger: Ledger) -> None:
+    view = Observer(sweep, ledger).look()
+    assert (view.name, len(view.runs), view.seconds_left) == ("sweep", 6, None)
+    assert view.count(PENDING) == 6
+    assert not view.over
+    assert view.runs[1] == RunView(trial="high", seed=42, state=PENDING, attempts=0)
+
+
+def test_an_observer_follows_a_run(sweep: SweepDir, ledger: Ledger) -> None:
+    observer = Observer(sweep, ledger)
+    attempt, events = launch(ledger, sweep)
+    run = observer.look().runs[0]
+    assert (run.state, run.attempts, run.host, run.phase) == (RUNNING, 1, "box", None)
+    assert run.path == str(events.parent)
+    assert run.fraction == 0.0
+
+    append(events, "phase", phase="setup")
+    append(events, "config", config={"iterations": 160})
+    append(events, "phase", phase="train")
+    run = observer.look().runs[0]
+    assert (run.phase, run.iterations, run.step) == ("train", 160, None)
+    assert run.fraction == PHASE_STARTS["train"]
+
+    append(events, "step", step=80, train_loss=3.5, progress=0.5)
+    run = observer.look().runs[0]
+    assert (run.step, run.train_loss) == (80, 3.5)
+    assert run.fraction == pytest.approx((PHASE_STARTS["train"] + PHASE_STARTS["hessians"]) / 2)
+
+    ledger.ended(attempt, AttemptState.FINISHED, FINISHED, result=result_facts())
+    run = observer.look().runs[0]
+    assert (run.state, run.phase, run.fraction, run.val_bpb) == (FINISHED, "done", 1.0, 1.1)
+    assert run.step == 6
+    assert Observer(sweep, ledger).look().runs[0].val_bpb == 1.1
+
+
+def test_a_run_never_goes_back(sweep: SweepDir, ledger: Ledger) -> None:
+    observer = Observer(sweep, ledger)
+    _, events = launch(ledger, sweep)
+    fractions = []
+    for phase in ("setup", "warmup", "train", "hessians", "eval", "quantise", "pack", "eval"):
+        append(events, "phase", phase=phase)
+        fractions.append(observer.look().runs[0].fraction)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] < 1.0
+
+
+def test_a_new_attempt_begins_anew(sweep: SweepDir, ledger: Ledger) -> None:
+    observer = Observer(sweep, ledger)
+    attempt, events = launch(ledger, sweep)
+    append(events, "step", step=80, train_loss=3.5, progress=1.0)
+    assert observer.look().runs[0].step == 80
+    ledger.ended(attempt, AttemptState.CRASHED, PENDING, message="it broke")
+    run = observer.look().runs[0]
+    assert (run.state, run.attempts, run.message) == (PENDING, 1, "it broke")
+    launch(ledger, sweep, number=2)
+    run = observer.look().runs[0]
+    assert (run.state, run.attempts, run.step, run.fraction) == (RUNNING, 2, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "config"},
+        {"kind": "config", "config": None},
+        {"kind": "config", "config": {"iterations": "many"}},
+        {"kind": "step"},
+        {"kind": "step", "step": math.nan, "train_loss": math.nan, "progress": math.nan},
+        {"kind": "step", "step": math.inf, "train_loss": True, "progress": "half"},
+        {"kind": "step", "step": 10**400, "train_loss": None, "progress": None},
+        {"kind": "phase"},
+        {"kind": "phase", "phase": ["train"]},
+        {"kind": "something new", "x": 1},
+    ],
+)
+def test_what_a_run_should_not_write_stops_no_observer(
+    sweep: SweepDir, ledger: Ledger, fields: dict[str, Any]
+) -> None:
+    observer = Observer(sweep, ledger)
+    _, events = launch(ledger, sweep)
+    append(events, **fields)
+    run = observer.look().runs[0]
+    assert run.step is run.train_loss is run.iterations is None
+    append(events, "step", step=3, train_loss=2.0, progress=0.1)
+    run = observer.look().runs[0]
+    assert (run.step, run.train_loss) == (3, 2.0)
+    assert 0.0 < run.fraction < 1.0
+
+
+def test_a_sweep_is_over_when_each_run_is() -> None:
+    def view(*states: RunState) -> SweepView:
+        runs = [RunView(trial="a", seed=i, state=s, attempts=1) for i, s in enumerate(states)]
+        return SweepView(name="x", runs=runs, seconds_left=None)
+
+    assert view(FINISHED, FAILED).over
+    assert not view(FINISHED, PENDING).over
+    assert not view(FINISHED, RUNNING).over
+    assert view(FINISHED, FAILED, FINISHED).count(FINISHED) == 2
+
+
+def runs(*facts: tuple[RunState, float | None, float]) -> list[RunView]:
+    return [
+        RunView(trial="a", seed=seed, state=state, attempts=1, seconds=seconds, fraction=fraction)
+        for seed, (state, seconds, fraction) in enumerate(facts)
+    ]
+
+
+WAITS = (PENDING, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "slots", "seconds_left"),
+    [
+        pytest.param([], 1, None, id="no run"),
+        pytest.param([WAITS, WAITS], 1, None, id="nothing has begun"),
+        pytest.param([(RUNNING, 5.0, 0.1), WAITS], 1, None, id="too early to say"),
+        pytest.param([(RUNNING, 30.0, 0.5)], 1, 30.0, id="half way"),
+        pytest.param([(RUNNING, 30.0, 0.5), WAITS], 1, 90.0, id="half way, one more"),
+        pytest.param([(FINISHED, 60.0, 1.0)], 1, 0.0, id="all over"),
+        pytest.param([(FINISHED, 60.0, 1.0), WAITS], 1, 60.0, id="one waits"),
+        pytest.param([(FINISHED, 60.0, 1.0), WAITS, WAITS], 1, 120.0, id="two wait"),
+        pytest.param([(FINISHED, 60.0, 1.0), WAITS, WAITS], 2, 60.0, id="two wait, two slots"),
+        pytest.param([(FINISHED, 60.0, 1.0), *[WAITS] * 3], 2, 120.0, id="three wait, two slots"),
+        pytest.param(
+            [(FINISHED, 60.0, 1.0), (RUNNING, 20.0, 0.1), WAITS], 1, 100.0, id="one after another"
+        ),
+        pytest.param(
+            [(FINISHED, 60.0, 1.0), (RUNNING, 20.0, 0.1), (RUNNING, 50.0, 0.9), WAITS],
+            *(2, 70.0),
+            id="the slot that is free first takes the next",
+        ),
+        pytest.param(
+            [(FINISHED, 60.0, 1.0), (RUNNING, 20.0, 0.1), (RUNNING, 50.0, 0.9), WAITS],
+            *(1, 70.0),
+            id="more at work than slots are known of",
+        ),
+        pytest.param(
+            [(FINISHED, 60.0, 1.0), (RUNNING, 90.0, 0.9)], 1, 0.0, id="longer than the others"
+        ),
+        pytest.param(
+            [(FINISHED, 10.0, 1.0), (FINISHED, 60.0, 1.0), (FINISHED, 70.0, 1.0), WAITS],
+            *(1, 60.0),
+            id="the median counts",
+        ),
+        pytest.param(
+            [(FAILED, 1.0, 0.0), (FINISHED, 60.0, 1.0), WAITS], 1, 60.0, id="a failure is no guide"
+        ),
+        pytest.param([(FAILED, 1.0, 0.0), WAITS], 1, None, id="only a failure"),
+    ],
+)
+def test_the_time_left_is_by_the_runs_that_have_ended(
+    facts: list[tuple[RunState, float | None, float]], slots: int, seconds_left: float | None
+) -> None:
+    assert estimate_seconds_left(runs(*facts), slots) == seconds_left
