@@ -26,9 +26,11 @@ import torch
 from torch import Tensor
 
 from model.config import Config
+from model.fields import echo_value
 from model.gpt import GPT
 from model.gptq import quantize_rows
 from model.muon import is_control
+from model.recurrence import NO_LOOP, Loop
 
 MAGIC = b"SWPT"
 VERSION = 1
@@ -45,7 +47,7 @@ NETWORK_FIELDS = (
     *("vocab_size", "train_seq_len", "num_layers", "model_dim", "embedding_dim", "num_heads"),
     *("num_kv_heads", "mlp_mult", "tie_embeddings", "logit_softcap", "rope_base", "rope_dims"),
     *("ln_scale", "xsa_last_n", "skip_gates_enabled", "ve_enabled", "ve_dim", "ve_layers"),
-    *("parallel_start_layer", "recur_layers"),
+    *("parallel_start_layer", "recur_layers", "recur_loops"),
 )
 
 Kind = Literal["int6", "int8", "float16", "float32"]
@@ -100,11 +102,11 @@ def _coded(kind: Kind, codes: Tensor, scales: Tensor) -> Packed:
     return Packed(kind=kind, values=codes.cpu().numpy(), scales=scales.cpu().numpy())
 
 
-def encode(packed: Model, config: Config, *, recurrence_active: bool) -> bytes:
-    """The artifact's bytes; the same input gives the same bytes."""
+def encode(packed: Model, config: Config, loop: Loop) -> bytes:
+    """The artifact's bytes, of a model with `loop` in force; the same input, the same bytes."""
     index = {
-        "config": _network_config(config),
-        "recurrence": recurrence_active,
+        "config": _network_config(config, loop),
+        "recurrence": loop != NO_LOOP,
         "tensors": [[name, p.kind, list(p.values.shape)] for name, p in packed.items()],
     }
     text = json.dumps(index, separators=(",", ":")).encode()
@@ -150,9 +152,11 @@ def _restore(config: dict[str, Any], packed: Model) -> GPT:
     return model
 
 
-def _network_config(config: Config) -> dict[str, Any]:
+def _network_config(config: Config, loop: Loop) -> dict[str, Any]:
     """The fields that make the network, where they differ from the record's."""
     ours, record = config.echo(), Config().echo()
+    if loop != NO_LOOP:
+        ours |= {"recur_layers": echo_value(loop.layers), "recur_loops": loop.loops}
     return {name: ours[name] for name in NETWORK_FIELDS if ours[name] != record[name]}
 
 
@@ -252,15 +256,13 @@ def _unshuffle(data: bytes, stride: int) -> bytes:
     return out.tobytes()
 
 
-def fit_by_pruning(
-    packed: Model, config: Config, *, recurrence_active: bool, budget: int
-) -> tuple[bytes, int]:
+def fit_by_pruning(packed: Model, config: Config, loop: Loop, *, budget: int) -> tuple[bytes, int]:
     """Encode within `budget` bytes, zeroing codes of ±1 where they cost the least; and how many.
 
     The record's method: four codes per byte too many, those of the smallest squared scale first,
     again until it fits. Raises ArtifactError when no ±1 code is left to zero.
     """
-    data = encode(packed, config, recurrence_active=recurrence_active)
+    data = encode(packed, config, loop)
     pruned = 0
     while len(data) > budget:
         wanted = PRUNED_PER_EXCESS_BYTE * (len(data) - budget)
@@ -271,7 +273,7 @@ def fit_by_pruning(
                 "leaves it, and nothing is left to prune; make the model smaller"
             )
         pruned += done
-        data = encode(packed, config, recurrence_active=recurrence_active)
+        data = encode(packed, config, loop)
     return data, pruned
 
 

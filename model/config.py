@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-WarmdownShape = Literal["linear", "cosine"]
+from model.fields import ConfigError, convert, echo_value
+from model.recurrence import MAX_LOOPS, NO_LOOP, Loop, Stage, neighbours, parse_stages
+
+WarmdownShape = Literal["linear", "cosine", "1-sqrt", "power", "exponential"]
+FloorMode = Literal["auto", "clip", "reach"]
+Onset = Literal["off", "always", "step", "fraction", "staged"]
 Attention = Literal["auto", "fa3", "sdpa"]
 Device = Literal["auto", "cpu", "cuda"]
-NONE_WORDS = ("", "none")
-TRUE_WORDS = ("1", "true", "yes", "on")
-FALSE_WORDS = ("0", "false", "no", "off")
+RECUR_STARTS = ("recur_start_step", "recur_start_frac", "recur_stages")
+DEFAULT_RECUR_START_STEP = 3_000
 
 # Names that public scripts use for what is called otherwise here: alias -> field.
 ALIASES = {"min_lr": "lr_floor"}
-
-
-class ConfigError(ValueError):
-    """A setting is wrong; the message names it, what was found and what is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,10 @@ class Config:
     ve_layers: tuple[int, ...] = (9, 10)
     parallel_start_layer: int | None = 7
     recur_layers: tuple[int, ...] = (4, 5)
-    recur_start_step: int = 3_000
+    recur_loops: int = 1
+    recur_start_step: int | None = None  # one of the three; none of them: step 3,000
+    recur_start_frac: float | None = None
+    recur_stages: str | None = None
     attention: Attention = "auto"
     compile: bool | None = None
 
@@ -102,7 +103,10 @@ class Config:
     ema_decay: float = 0.997
     warmdown_frac: float = 0.667
     warmdown_shape: WarmdownShape = "linear"
+    warmdown_power: float = 2.0  # of the shape "power"
+    warmdown_rate: float = 5.0  # of the shape "exponential"
     lr_floor: float = 0.0
+    lr_floor_mode: FloorMode = "auto"
 
     # Evaluation
     eval_seq_len: int = 2048
@@ -119,8 +123,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _convert(field.name, getattr(self, field.name), _TYPES[field.name])
+            value = convert(field.name, getattr(self, field.name), _TYPES[field.name])
             object.__setattr__(self, field.name, value)
+        if all(getattr(self, name) is None for name in RECUR_STARTS):
+            object.__setattr__(self, "recur_start_step", DEFAULT_RECUR_START_STEP)
         _validate(self)
 
     @classmethod
@@ -131,13 +137,15 @@ class Config:
     @classmethod
     def from_echo(cls, echo: Mapping[str, Any]) -> Config:
         """The config that `echo` came from."""
-        return cls(**{name: value for name, value in echo.items() if name not in ALIASES})
+        return cls(**{name: value for name, value in echo.items() if name in _TYPES})
 
     def echo(self) -> dict[str, Any]:
-        """Every field as a JSON value, aliases included, so that overrides can be checked."""
-        values = dataclasses.asdict(self)
-        values |= {alias: values[field] for alias, field in ALIASES.items()}
-        return {name: _echo_value(value) for name, value in values.items()}
+        """Every field as a JSON value, so that overrides can be checked; aliases included, and
+        `recurrence_onset`, which of its settings is in force.
+        """
+        values = {name: echo_value(value) for name, value in dataclasses.asdict(self).items()}
+        aliases = {alias: values[field] for alias, field in ALIASES.items()}
+        return values | aliases | {"recurrence_onset": self.recurrence_onset}
 
     @property
     def data_path(self) -> Path:
@@ -156,6 +164,27 @@ class Config:
     @property
     def kv_dim(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def recurrence_onset(self) -> Onset:
+        """What decides when layers begin to run again."""
+        if self.recur_stages is not None:
+            return "staged"
+        if not self.recur_layers:
+            return "off"
+        if self.recur_start_frac is not None:
+            return "fraction" if self.recur_start_frac > 0 else "always"
+        return "step" if self.recur_start_step else "always"
+
+    @property
+    def loop(self) -> Loop:
+        """The loop of `recur_layers`, when it is in force."""
+        return Loop(self.recur_layers, self.recur_loops) if self.recur_layers else NO_LOOP
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of `recur_stages`; none where that is not set."""
+        return parse_stages(self.recur_stages) if self.recur_stages is not None else ()
 
     @property
     def train_budget_seconds(self) -> float:
@@ -252,10 +281,11 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
         if field.upper() in environ:
             raise ConfigError(f"{alias.upper()} and {field.upper()} are one setting; give one")
         values[field] = environ[alias.upper()]
-    for name in _TYPES:
-        if name.upper() in environ:
-            values[name] = environ[name.upper()]
-    return values
+    given = {name: environ[name.upper()] for name in _TYPES if name.upper() in environ}
+    if any(name in given for name in RECUR_STARTS):
+        # Whoever says when recurrence starts does not mean the preset's start as well.
+        values = {name: value for name, value in values.items() if name not in RECUR_STARTS}
+    return values | given
 
 
 def known_name(name: str) -> str | None:
@@ -264,67 +294,19 @@ def known_name(name: str) -> str | None:
     return matches[0].upper() if matches else None
 
 
-def _convert(name: str, value: Any, wanted: Any) -> Any:
-    """`value` (a string from the environment, or a Python value) as the type `wanted`."""
-    origin, options = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (types.UnionType, typing.Union):
-        if value is None or (isinstance(value, str) and value.strip().lower() in NONE_WORDS):
-            return None
-        return _convert(name, value, next(o for o in options if o is not type(None)))
-    if origin is Literal:
-        if value not in options:
-            allowed = ", ".join(map(str, options))
-            raise ConfigError(f"{name.upper()}: {value!r} is not one of {allowed}")
-        return value
-    if origin is tuple:
-        parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-        return tuple(_convert(name, part, int) for part in parts)
-    return _scalar(name, value, wanted)
-
-
-def _scalar(name: str, value: Any, wanted: type) -> Any:
-    try:
-        if wanted is bool and isinstance(value, str):
-            word = value.strip().lower()
-            if word not in TRUE_WORDS + FALSE_WORDS:
-                raise ValueError
-            return word in TRUE_WORDS
-        if wanted is int and not isinstance(value, bool):
-            number = float(value)
-            if number != int(number):
-                raise ValueError
-            return (
-                int(value)
-                if isinstance(value, str) and value.lstrip("+-").isdigit()
-                else int(number)
-            )
-        if wanted is float and not isinstance(value, bool):
-            return float(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    else:
-        if isinstance(value, wanted):
-            return value
-    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[wanted]
-    raise ConfigError(f"{name.upper()}: expected {kind}, found {value!r}") from None
-
-
-def _echo_value(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
-
-
 def _validate(config: Config) -> None:
     """ConfigError for the first setting that cannot work."""
     positive = (
         "vocab_size train_seq_len train_batch_tokens iterations num_layers model_dim embedding_dim "
         "num_heads num_kv_heads mlp_mult logit_softcap rope_base muon_backend_steps matrix_lr "
-        "eval_seq_len eval_stride val_batch_tokens budget_bytes"
+        "eval_seq_len eval_stride val_batch_tokens budget_bytes recur_loops warmdown_power "
+        "warmdown_rate"
     )
     for name in positive.split():
         _require(getattr(config, name) > 0, name, config, "more than 0")
     not_negative = (
         "max_wallclock_seconds gptq_reserve_seconds warmup_steps train_log_every val_loss_every "
-        "rope_dims xsa_last_n recur_start_step lr_floor grad_clip_norm muon_momentum_warmup_steps "
+        "rope_dims xsa_last_n lr_floor grad_clip_norm muon_momentum_warmup_steps "
         "gptq_calibration_batches gptq_min_weights seed muon_wd embed_wd adam_wd"
     )
     for name in not_negative.split():
@@ -341,6 +323,7 @@ def _validate(config: Config) -> None:
         "more than 0, or none to derive it",
     )
     _validate_network(config)
+    _validate_recurrence(config)
 
 
 def _validate_network(config: Config) -> None:
@@ -358,8 +341,6 @@ def _validate_network(config: Config) -> None:
         chosen = getattr(config, name)
         inside = list(chosen) == sorted(set(chosen)) and all(i in layers for i in chosen)
         _require(inside, name, config, f"increasing layers from 0 to {config.num_layers - 1}")
-    contiguous = all(b == a + 1 for a, b in itertools.pairwise(config.recur_layers))
-    _require(contiguous, "recur_layers", config, "neighbouring layers, for example 4,5")
     start = config.parallel_start_layer
     _require(
         start is None or config.num_layers // 2 <= start < config.num_layers,
@@ -369,10 +350,29 @@ def _validate_network(config: Config) -> None:
     )
 
 
+def _validate_recurrence(config: Config) -> None:
+    given = [name.upper() for name in RECUR_STARTS if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: both say when recurrence starts; give one")
+    _require(
+        neighbours(config.recur_layers), "recur_layers", config, "neighbouring layers, like 4,5"
+    )
+    _require(config.recur_loops <= MAX_LOOPS, "recur_loops", config, f"1 to {MAX_LOOPS}")
+    step, share = config.recur_start_step, config.recur_start_frac
+    _require(step is None or step >= 0, "recur_start_step", config, "0 or more")
+    _require(share is None or 0 <= share <= 1, "recur_start_frac", config, "from 0 to 1")
+    try:
+        stages = config.stages
+    except ValueError as error:
+        raise ConfigError(f"RECUR_STAGES: must be {error}, found {config.recur_stages!r}") from None
+    inside = all(layer < config.num_layers for stage in stages for layer in stage.loop.layers)
+    _require(inside, "recur_stages", config, f"of layers below {config.num_layers}")
+
+
 def _require(condition: bool, name: str, config: Config, allowed: str) -> None:
     if not condition:
         raise ConfigError(
-            f"{name.upper()}: must be {allowed}, found {_echo_value(getattr(config, name))!r}"
+            f"{name.upper()}: must be {allowed}, found {echo_value(getattr(config, name))!r}"
         )
 
 

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.artifact import ArtifactError, decode
-from model.config import Config, ConfigError
+from model.config import Config
+from model.fields import ConfigError
 from model.gpt import GPT
 from model.ranks import Ranks, start_ranks
 from model.report import RESULT

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Config
+from model.recurrence import NO_LOOP, Loop, virtual_layers
 
 try:
     from flash_attn_interface import flash_attn_func as flash_attn_3
@@ -210,17 +211,20 @@ class GPT(nn.Module):
         )
         self.lm_head = None if config.tie_embeddings else CastedLinear(E, V, zero_init=True)
         self.compute_dtype = torch.float32
-        self.set_recurrence_active(False)
+        self.set_loop(NO_LOOP)
 
     def set_recurrence_active(self, active: bool) -> None:
-        """Run the recurrent layers twice (True) or once; holds until the next call."""
-        layers = list(range(self.config.num_layers))
-        recurrent = list(self.config.recur_layers)
-        if active and recurrent:
-            after = recurrent[-1] + 1
-            layers[after:after] = recurrent
-        self.recurrence_active = active
-        self.virtual_layers = tuple(layers)
+        """Run the recurrent layers of the config again (True) or once; until the next call."""
+        self.set_loop(self.config.loop if active else NO_LOOP)
+
+    def set_loop(self, loop: Loop) -> None:
+        """Run the layers of `loop` again; until the next call."""
+        self.loop = loop
+        self.virtual_layers = virtual_layers(self.config.num_layers, loop)
+
+    @property
+    def recurrence_active(self) -> bool:
+        return self.loop != NO_LOOP
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Final normalised states, [B, T] -> [B, T, D]."""

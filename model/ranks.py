@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.config import Config, ConfigError
+from model.config import Config
+from model.fields import ConfigError
 
 # Long enough for one rank to compile while the others wait.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)

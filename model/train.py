@@ -23,8 +23,9 @@ from torch import Tensor
 
 from model.artifact import ArtifactError, decode, fit_by_pruning, pack_model
 from model.batches import TrainData
-from model.config import Config, ConfigError
+from model.config import Config
 from model.evaluate import DeviceTokenBytes, Score, evaluate, move_to_compute
+from model.fields import ConfigError
 from model.gpt import GPT, has_flash_attention_3
 from model.gptq import GptqError, collect_hessians, quantize
 from model.ranks import Ranks, start_ranks, stop_ranks
@@ -212,7 +213,7 @@ def _make_artifact(
         artifact, pruned = fit_by_pruning(
             pack_model(model, codes),
             config,
-            recurrence_active=model.recurrence_active,
+            model.loop,
             budget=config.budget_bytes - code_bytes(),
         )
         if pruned:

@@ -18,8 +18,16 @@ from model.config import Config
 from model.gpt import GPT
 from model.muon import build_optimizers
 from model.ranks import Ranks
+from model.recurrence import NO_LOOP
 from model.report import Report
-from model.schedule import ema_decay, lr_multiplier, muon_momentum, progress, recurrence_active
+from model.schedule import (
+    ema_decay,
+    loops_of_a_run,
+    lr_multiplier,
+    muon_momentum,
+    progress,
+    recurrence,
+)
 
 EVENT_SECONDS = 1.0  # a step event at least this often, whatever TRAIN_LOG_EVERY says
 FIRST_STEPS_LOGGED = 5
@@ -104,7 +112,6 @@ class Trained:
     steps: int
     train_seconds: float
     stop_reason: str
-    recurrence_active: bool
 
 
 @dataclass(kw_only=True)
@@ -141,9 +148,9 @@ class Trainer:
         weights = [p.detach().clone() for p in self.params]
         average = [p.clone() for p in self.ema]
         position = self.data.position
-        with_recurrence = bool(self.config.recur_layers)
+        loops = loops_of_a_run(self.config)
         for number in range(self.config.warmup_steps):
-            self.model.set_recurrence_active(with_recurrence and number % 2 == 1)
+            self.model.set_loop(loops[number % len(loops)])
             self.forward_backward()
             self.update()
         with torch.no_grad():
@@ -190,7 +197,6 @@ class Trainer:
             steps=self.step,
             train_seconds=clock.seconds,
             stop_reason="wallclock_cap" if capped else "iterations",
-            recurrence_active=self.model.recurrence_active,
         )
 
     def prepare_step(self, done: float) -> None:
@@ -201,17 +207,20 @@ class Trainer:
             shape=config.warmdown_shape,
             warmdown_frac=config.warmdown_frac,
             floor=config.lr_floor,
+            floor_mode=config.lr_floor_mode,
+            power=config.warmdown_power,
+            rate=config.warmdown_rate,
         )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * multiplier
                 if "momentum" in group:
                     group["momentum"] = muon_momentum(self.step, config)
-        active = recurrence_active(self.step, config)
-        if active and not self.model.recurrence_active:
-            layers = self.config.recur_layers
-            self.report.line(f"recurrence:activated at step {self.step}, layers={list(layers)}")
-        self.model.set_recurrence_active(active)
+        loop = recurrence(self.step, done, config)
+        if loop != self.model.loop:
+            if loop != NO_LOOP:
+                self.report.line(f"recurrence:activated at step {self.step}, layers={loop}")
+            self.model.set_loop(loop)
         self.lr_multiplier = multiplier
 
     def forward_backward(self) -> HostScalar:

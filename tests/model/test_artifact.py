@@ -34,6 +34,7 @@ from model.artifact import (
 from model.config import Config
 from model.gpt import GPT
 from model.gptq import hessian_layers, quantize
+from model.recurrence import NO_LOOP
 
 CONFIG = Config.from_env(
     {
@@ -68,7 +69,7 @@ def packed() -> Model:
 
 @pytest.fixture(scope="module")
 def artifact(packed: Model) -> bytes:
-    return encode(packed, CONFIG, recurrence_active=True)
+    return encode(packed, CONFIG, CONFIG.loop)
 
 
 def wrap(raw: bytes, **changes: object) -> bytes:
@@ -99,7 +100,7 @@ def test_comes_back_as_it_was(packed: Model, artifact: bytes) -> None:
         np.testing.assert_array_equal(read[name].values, tensor.values)
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), tensor.tensor().numpy())
     assert model.recurrence_active
-    assert encode(read, CONFIG, recurrence_active=True) == artifact
+    assert encode(read, CONFIG, CONFIG.loop) == artifact
 
 
 def test_every_kind_of_tensor_is_stored_as_the_recipe_says(packed: Model) -> None:
@@ -112,7 +113,7 @@ def test_every_kind_of_tensor_is_stored_as_the_recipe_says(packed: Model) -> Non
 
 def test_outputs_stay_close() -> None:
     model, packed = packed_model()
-    restored, _ = decode(encode(packed, CONFIG, recurrence_active=False))
+    restored, _ = decode(encode(packed, CONFIG, NO_LOOP))
     inputs = torch.arange(64)[None]
     with torch.no_grad():
         before, after = model.forward_logits(inputs), restored.forward_logits(inputs)
@@ -214,8 +215,8 @@ def test_a_bomb_stays_within_bounded_memory() -> None:
 
 
 def test_pruning_meets_a_budget_with_the_cheapest_codes(packed: Model) -> None:
-    free = len(encode(packed, CONFIG, recurrence_active=False))
-    data, pruned = fit_by_pruning(packed, CONFIG, recurrence_active=False, budget=free - 300)
+    free = len(encode(packed, CONFIG, NO_LOOP))
+    data, pruned = fit_by_pruning(packed, CONFIG, NO_LOOP, budget=free - 300)
     assert len(data) <= free - 300
     assert pruned > 0
     _, read = decode(data)
@@ -237,7 +238,7 @@ def test_pruning_meets_a_budget_with_the_cheapest_codes(packed: Model) -> None:
 
 def test_an_impossible_budget_is_refused(packed: Model) -> None:
     with pytest.raises(ArtifactError, match="nothing is left to prune"):
-        fit_by_pruning(packed, CONFIG, recurrence_active=False, budget=1_000)
+        fit_by_pruning(packed, CONFIG, NO_LOOP, budget=1_000)
 
 
 def test_pruning_leaves_its_input_alone(packed: Model) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model.config import Config, ConfigError
+from model.config import Config
+from model.fields import ConfigError
 
 
 def test_defaults_are_the_record() -> None:
@@ -44,6 +45,12 @@ def test_environment_wins_over_the_preset_and_the_preset_over_defaults() -> None
     assert (config.model_dim, config.num_layers) == (64, 4)
 
 
+def test_a_start_of_ones_own_replaces_the_presets() -> None:
+    config = Config.from_env({"PRESET": "tiny", "RECUR_START_FRAC": "0.35"})
+    assert (config.recur_start_step, config.recur_start_frac) == (None, 0.35)
+    assert Config.from_env({"PRESET": "tiny"}).recur_start_step == 80
+
+
 def test_public_alias_keeps_its_meaning() -> None:
     config = Config.from_env({"MIN_LR": "0.1"})
     assert config.lr_floor == 0.1
@@ -70,6 +77,18 @@ def test_echo_round_trips() -> None:
         ({"WARMDOWN_FRAC": "1.5"}, "WARMDOWN_FRAC: must be from 0 to 1"),
         ({"VE_LAYERS": "9,11"}, "VE_LAYERS: must be increasing layers from 0 to 10"),
         ({"RECUR_LAYERS": "3,5"}, "RECUR_LAYERS: must be neighbouring layers"),
+        (
+            {"RECUR_START_STEP": "100", "RECUR_START_FRAC": "0.35"},
+            "RECUR_START_STEP and RECUR_START_FRAC: both say when recurrence starts",
+        ),
+        ({"RECUR_START_FRAC": "1.5"}, "RECUR_START_FRAC: must be from 0 to 1"),
+        ({"RECUR_LOOPS": "17"}, "RECUR_LOOPS: must be 1 to 16"),
+        ({"RECUR_STAGES": "soon"}, "RECUR_STAGES: must be stages like 0.35:4,5;"),
+        ({"RECUR_STAGES": "0.5:4,5;0.2:4"}, "RECUR_STAGES: must be stages whose shares increase"),
+        ({"RECUR_STAGES": "0.5:3,5"}, "RECUR_STAGES: must be stages of neighbouring layers"),
+        ({"RECUR_STAGES": "0.5:3x99"}, "RECUR_STAGES: must be stages of 1 to 16 loops"),
+        ({"RECUR_STAGES": "0.5:10,11"}, "RECUR_STAGES: must be of layers below 11"),
+        ({"LR_FLOOR_MODE": "soft"}, "LR_FLOOR_MODE: 'soft' is not one of auto, clip, reach"),
         ({"PARALLEL_START_LAYER": "2"}, "PARALLEL_START_LAYER: must be in the decoder half"),
         ({"NUM_HEADS": "7"}, "NUM_HEADS: must be a divisor of 512"),
         ({"ROPE_DIMS": "128"}, "ROPE_DIMS: must be even and at most the head dimension 64"),
