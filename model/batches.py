@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from model.shards import ShardError, check_ids, fingerprint, read_shard, sample_blocks
+
+Batch = tuple[Tensor, Tensor]  # inputs and targets, int64 [n, seq_len]
 
 
 class TrainData:
@@ -64,16 +67,21 @@ class TrainData:
         """Identity of the training set, whatever its files are called."""
         return hashlib.sha256("".join(self._prints).encode()).hexdigest()[:16]
 
-    def next_batch(self, sequences: int, part: slice) -> tuple[Tensor, Tensor]:
+    def next_batch(self, sequences: int, part: slice) -> Batch:
         """Hand out the next `sequences` sequences and return those in `part` of them.
 
         Returns inputs and targets, both int64 [len(part), seq_len]. All ranks call this with
         the same `sequences`, each with its own part, so the global batch is the same for any
         world size.
         """
-        wanted = range(self.position, self.position + sequences)[part]
-        rows = np.stack([self._sequence(index) for index in wanted])
+        batch = self.read(self.position, sequences, part)
         self.position += sequences
+        return batch
+
+    def read(self, position: int, sequences: int, part: slice) -> Batch:
+        """What `next_batch` gives at a position; for one thread at a time."""
+        wanted = range(position, position + sequences)[part]
+        rows = np.stack([self._sequence(index) for index in wanted])
         batch = torch.from_numpy(rows.astype(np.int64))
         return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
@@ -94,3 +102,46 @@ class TrainData:
         self._offsets = rng.integers(0, self.seq_len, len(self._shards))
         self._order = rng.permutation(self.epoch_length)
         self._epoch = epoch
+
+
+class Prefetcher:
+    """Reads the batch after the one that was asked for, on a thread, while that one is used.
+
+    `data.position` moves as without it: what is read ahead is not handed out yet.
+    """
+
+    def __init__(self, data: TrainData, device: torch.device) -> None:
+        self._data = data
+        self._device = device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: tuple[tuple[int, int, slice], Future[Batch]] | None = None
+
+    def next_batch(self, sequences: int, part: slice) -> Batch:
+        """`TrainData.next_batch`, on the device."""
+        position = self._data.position
+        batch = self._take((position, sequences, part))
+        self._data.position = position + sequences
+        following = (position + sequences, sequences, part)
+        self._ahead = following, self._thread.submit(self._read, *following)
+        inputs, targets = batch
+        device = self._device
+        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    def close(self) -> None:
+        """Read no more ahead."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _take(self, wanted: tuple[int, int, slice]) -> Batch:
+        if self._ahead is not None:
+            read_ahead, future = self._ahead
+            if read_ahead == wanted:
+                return future.result()
+            future.exception()  # waits: the data is one thread's at a time
+        return self._read(*wanted)
+
+    def _read(self, position: int, sequences: int, part: slice) -> Batch:
+        inputs, targets = self._data.read(position, sequences, part)
+        if self._device.type == "cuda":
+            # From pinned memory a copy to the GPU runs beside its other work.
+            return inputs.pin_memory(), targets.pin_memory()
+        return inputs, targets

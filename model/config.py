@@ -21,8 +21,9 @@ from model.recurrence import MAX_LOOPS, NO_LOOP, Loop, Stage, neighbours, parse_
 WarmdownShape = Literal["linear", "cosine", "1-sqrt", "power", "exponential"]
 FloorMode = Literal["auto", "clip", "reach"]
 Onset = Literal["off", "always", "step", "fraction", "staged"]
-Attention = Literal["auto", "fa3", "sdpa"]
+Attention = Literal["auto", "fa3", "cudnn", "flash", "efficient", "math", "sdpa"]
 Device = Literal["auto", "cpu", "cuda"]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
 RECUR_STARTS = ("recur_start_step", "recur_start_frac", "recur_stages")
 DEFAULT_RECUR_START_STEP = 3_000
 
@@ -54,6 +55,8 @@ class Config:
     warmup_steps: int = 20
     train_log_every: int = 500
     val_loss_every: int = 4_000
+    checkpoint_seconds: float = 0.0  # 0: none
+    resume_from: str | None = None  # a checkpoint, or the directory of the run that wrote it
 
     # Network
     num_layers: int = 11
@@ -81,6 +84,7 @@ class Config:
     recur_start_frac: float | None = None
     recur_stages: str | None = None
     attention: Attention = "auto"
+    compute_dtype: ComputeDtype = "auto"
     compile: bool | None = None
 
     # Optimisation
@@ -307,7 +311,7 @@ def _validate(config: Config) -> None:
     not_negative = (
         "max_wallclock_seconds gptq_reserve_seconds warmup_steps train_log_every val_loss_every "
         "rope_dims xsa_last_n lr_floor grad_clip_norm muon_momentum_warmup_steps "
-        "gptq_calibration_batches gptq_min_weights seed muon_wd embed_wd adam_wd"
+        "gptq_calibration_batches gptq_min_weights seed muon_wd embed_wd adam_wd checkpoint_seconds"
     )
     for name in not_negative.split():
         value = getattr(config, name)

@@ -18,23 +18,26 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.artifact import ArtifactError, decode
 from model.config import Config
 from model.fields import ConfigError
 from model.gpt import GPT
+from model.graphs import Shape
 from model.ranks import Ranks, start_ranks
 from model.report import RESULT
 from model.shards import ShardError, load_val_tokens, val_files
 from model.tokens import TokenBytes, TokenizerError, load_token_bytes
+
+Nats = Callable[[Tensor, Tensor], Tensor]  # inputs [B, T], targets [B, S] -> [B, S]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +101,26 @@ class Windows:
                 yield start, min(start + size, end)
 
 
+def usual_shape(windows: Windows, batch_tokens: int, ranks: Ranks) -> Shape | None:
+    """The shape of nearly all batches that this rank scores; None where it scores none."""
+    shapes: Counter[Shape] = Counter()
+    for begin, end in _share(windows, batch_tokens, ranks):
+        start, stop, scored = windows.span(begin)
+        shapes[end - begin, stop - start, scored] += end - begin
+    return shapes.most_common(1)[0][0] if shapes else None
+
+
+def _share(windows: Windows, batch_tokens: int, ranks: Ranks) -> list[tuple[int, int]]:
+    """This rank's batches, as ranges of windows."""
+    first = len(windows) * ranks.rank // ranks.world
+    last = len(windows) * (ranks.rank + 1) // ranks.world
+    size = max(1, batch_tokens // (windows.seq_len * ranks.world))
+    return list(windows.batches(first, last, size))
+
+
 @torch.no_grad()
 def evaluate(
-    model: GPT,
+    nats: Nats,
     tokens: np.ndarray,
     token_bytes: DeviceTokenBytes,
     *,
@@ -112,24 +132,19 @@ def evaluate(
 ) -> Score:
     """Score tokens [n + 1] as n targets; every rank does its share and gets the whole score.
 
-    `batch_tokens` bounds the tokens of one forward pass over all ranks; `on_progress` hears the
-    share done, 0 to 1.
+    `nats` is `GPT.nats` or a compiled form of it; `batch_tokens` bounds the tokens of one forward
+    pass over all ranks; `on_progress` hears the share done, 0 to 1.
     """
     started = time.perf_counter()
     stream = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
     windows = Windows(total=tokens.size - 1, seq_len=seq_len, stride=stride)
-    first = len(windows) * ranks.rank // ranks.world
-    last = len(windows) * (ranks.rank + 1) // ranks.world
-    size = max(1, batch_tokens // (seq_len * ranks.world))
     sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    was_training = model.training
-    model.eval()
-    for begin, end in windows.batches(first, last, size):
-        sums += _score_batch(model, stream, token_bytes, windows, begin, end)
-        on_progress((end - first) / (last - first))
-    model.train(was_training)
-    nats, scored, text_bytes = ranks.sum_(sums).tolist()
-    val_loss = nats / scored
+    batches = _share(windows, batch_tokens, ranks)
+    for number, (begin, end) in enumerate(batches, 1):
+        sums += _score_batch(nats, stream, token_bytes, windows, begin, end)
+        on_progress(number / len(batches))
+    total, scored, text_bytes = ranks.sum_(sums).tolist()
+    val_loss = total / scored
     return Score(
         val_loss=val_loss,
         val_bpb=val_loss / math.log(2) * scored / text_bytes,
@@ -140,7 +155,7 @@ def evaluate(
 
 
 def _score_batch(
-    model: GPT,
+    nats: Nats,
     stream: Tensor,
     token_bytes: DeviceTokenBytes,
     windows: Windows,
@@ -150,20 +165,17 @@ def _score_batch(
     """Summed nats, scored tokens and their bytes of windows begin..end, which span alike."""
     start, stop, scored = windows.span(begin)
     views = stream[start:].unfold(0, stop - start + 1, windows.stride)[: end - begin]
-    hidden = model.hidden(views[:, :-1])[:, -scored:]
     targets = views[:, -scored:]
     previous = views[:, -scored - 1 : -1]
-    nats = F.cross_entropy(
-        model.logits(hidden).flatten(0, 1), targets.flatten(), reduction="none"
-    ).sum(dtype=torch.float64)
-    count = torch.tensor(targets.numel(), device=nats.device)
-    return torch.stack([nats, count.double(), token_bytes.count(previous, targets).double()])
+    total = nats(views[:, :-1], targets).sum(dtype=torch.float64)
+    count = torch.tensor(targets.numel(), dtype=torch.float64, device=total.device)
+    return torch.stack([total, count, token_bytes.count(previous, targets).double()])
 
 
 def score_artifact(data: bytes, config: Config, ranks: Ranks) -> Score:
     """The headline score of an artifact: read back, sliding windows (plain where disabled)."""
     model, _ = decode(data)
-    move_to_compute(model, ranks.device)
+    move_to_compute(model, ranks.device, config)
     if model.config.vocab_size != config.vocab_size:
         raise ArtifactError(
             f"the artifact has {model.config.vocab_size} tokens, VOCAB_SIZE is {config.vocab_size}"
@@ -171,7 +183,7 @@ def score_artifact(data: bytes, config: Config, ranks: Ranks) -> Score:
     files = val_files(config.data_path, config.vocab_size)
     table = load_token_bytes(config.tokenizer_file, config.vocab_size)
     return evaluate(
-        model,
+        model.nats,
         load_val_tokens(files, config.vocab_size, config.eval_seq_len),
         DeviceTokenBytes.of(table, ranks.device),
         seq_len=config.eval_seq_len,
@@ -181,10 +193,17 @@ def score_artifact(data: bytes, config: Config, ranks: Ranks) -> Score:
     )
 
 
-def move_to_compute(model: GPT, device: torch.device) -> None:
-    """Place a model: float32 on CPUs, bfloat16 activations on GPUs."""
+def move_to_compute(model: GPT, device: torch.device, config: Config) -> None:
+    """Place a model, and let it compute in the dtype that the config asks for."""
     model.to(device)
-    model.compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model.compute_dtype = compute_dtype(config, device)
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """Of the activations: bfloat16 on GPUs, float32 on CPUs, unless the config says which."""
+    if config.compute_dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.compute_dtype == "bfloat16" else torch.float32
 
 
 def _read_run(path: Path) -> tuple[bytes, Config]:

@@ -15,22 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import causal_attention
 from model.config import Config
+from model.loss import capped, mean_cross_entropy, token_nats
 from model.recurrence import NO_LOOP, Loop, virtual_layers
-
-try:
-    from flash_attn_interface import flash_attn_func as flash_attn_3
-except ImportError:
-    flash_attn_3 = None
 
 VE_SCALE_INIT = 0.1
 VE_EMBED_STD = 0.01
 ORTHOGONAL_MIN_SIDE = 64
-
-
-def has_flash_attention_3() -> bool:
-    """Whether FlashAttention 3 is installed; it runs on Hopper GPUs only."""
-    return flash_attn_3 is not None
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -83,17 +75,6 @@ def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin, rest], dim=-1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    """Causal grouped-query attention: q [B, T, H, C], k and v [B, T, K, C] -> [B, T, H, C]."""
-    use_fa3 = backend == "fa3" or (backend == "auto" and flash_attn_3 is not None and q.is_cuda)
-    if use_fa3:
-        assert flash_attn_3 is not None, "the trainer checks that FlashAttention 3 is installed"
-        return flash_attn_3(q, k, v, causal=True)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1))
-    return y.transpose(1, 2)
-
-
 def subtract_self_value(y: Tensor, v: Tensor) -> Tensor:
     """XSA: remove from each head's output its projection onto the position's own value.
 
@@ -112,7 +93,7 @@ class Attention(nn.Module):
         D = config.model_dim
         self.head_dim = config.head_dim
         self.xsa = xsa
-        self.backend = config.attention
+        self.backend = "sdpa"
         self.c_q = CastedLinear(D, D)
         self.c_k = CastedLinear(D, config.kv_dim)
         self.c_v = CastedLinear(D, config.kv_dim)
@@ -121,12 +102,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, tables: RotaryTables, value_embedding: Tensor | None) -> Tensor:
         B, T, D = x.shape
-        q = self.c_q(x).view(B, T, -1, self.head_dim)
-        k = self.c_k(x).view(B, T, -1, self.head_dim)
-        v = self.c_v(x)
+        projections = (self.c_q.weight, self.c_k.weight, self.c_v.weight)
+        widths = [weight.size(0) for weight in projections]
+        q, k, v = F.linear(x, torch.cat(projections).to(x.dtype)).split(widths, dim=-1)
         if value_embedding is not None:
             v = v + value_embedding
-        v = v.view(B, T, -1, self.head_dim)
+        q, k, v = (y.view(B, T, -1, self.head_dim) for y in (q, k, v))
         q = rotate(rms_norm(q), tables) * self.q_gain.to(q.dtype)[:, None]
         k = rotate(rms_norm(k), tables)
         y = causal_attention(q, k, v, self.backend)
@@ -222,6 +203,12 @@ class GPT(nn.Module):
         self.loop = loop
         self.virtual_layers = virtual_layers(self.config.num_layers, loop)
 
+    def set_attention(self, backend: str) -> None:
+        """Compute attention by `backend`, as `attention.choose_attention` found it."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
+
     @property
     def recurrence_active(self) -> bool:
         return self.loop != NO_LOOP
@@ -257,25 +244,29 @@ class GPT(nn.Module):
             x = torch.lerp(lane1, x, self.lane_merge.to(x.dtype))
         return rms_norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Soft-capped float32 logits, [..., D] -> [..., V]."""
+    def head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the logits are the product of: states [..., E] and float32 weights [V, E]."""
         if self.head_proj is not None:
             hidden = self.head_proj(hidden)
-        if self.lm_head is not None:
-            raw = self.lm_head(hidden)
-        else:
-            raw = F.linear(hidden, self.tok_emb.weight.to(hidden.dtype))
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(raw.float() / cap)
+        return hidden, self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
 
     def forward_logits(self, input_ids: Tensor) -> Tensor:
-        """[B, T] -> float32 [B, T, V]."""
-        return self.logits(self.hidden(input_ids))
+        """Soft-capped logits, [B, T] -> float32 [B, T, V]."""
+        states, weight = self.head(self.hidden(input_ids))
+        return capped(F.linear(states, weight.to(states.dtype)), self.config.logit_softcap)
 
     def forward(self, input_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Mean cross-entropy in nats over all positions, a float32 scalar."""
-        logits = self.forward_logits(input_ids)
-        return F.cross_entropy(logits.flatten(0, 1), target_ids.flatten())
+        states, weight = self.head(self.hidden(input_ids).flatten(0, 1))
+        return mean_cross_entropy(states, weight, target_ids.flatten(), self.config.logit_softcap)
+
+    def nats(self, input_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """-log p of targets [B, S] at the last S of T positions, float32 [B, S]; no gradients."""
+        hidden = self.hidden(input_ids)[:, -target_ids.size(1) :]
+        states, weight = self.head(hidden.flatten(0, 1))
+        cap = self.config.logit_softcap
+        nats = token_nats(states, weight.to(states.dtype), target_ids.flatten(), cap)
+        return nats.view(target_ids.shape)
 
     def _value_embeddings(self, input_ids: Tensor) -> dict[int, Tensor]:
         if self.ve_shared is None:

@@ -15,6 +15,7 @@ EMBEDDING_CODE_RANGE = 127
 EMBEDDING_CLIP_QUANTILE = 0.9999984
 DAMPING = 0.01
 BLOCK = 128
+QKV = (".attn.c_q", ".attn.c_k", ".attn.c_v")
 
 
 class GptqError(ValueError):
@@ -130,8 +131,7 @@ def collect_hessians(model: GPT, inputs: Iterable[Tensor], min_weights: int) -> 
     inputs: batches of token ids [B, T]. Returns float32 [cols, cols] per parameter name. Query,
     key and value projections read the same input, so they share one tensor.
     """
-    layers = hessian_layers(model, min_weights)
-    sources = {name: _input_source(name, layers) for name in layers}
+    sources = {name: _input_source(name) for name in hessian_layers(model, min_weights)}
     sums: dict[str, Tensor] = {}
 
     def watch(name: str) -> torch.utils.hooks.RemovableHandle:
@@ -141,7 +141,7 @@ def collect_hessians(model: GPT, inputs: Iterable[Tensor], min_weights: int) -> 
                 sums[name] = x.new_zeros(x.size(1), x.size(1))
             sums[name].addmm_(x.T, x)
 
-        return layers[name].register_forward_pre_hook(add)
+        return model.get_submodule(name).register_forward_pre_hook(add)
 
     handles = [watch(name) for name in sorted(set(sources.values()))]
     try:
@@ -153,11 +153,8 @@ def collect_hessians(model: GPT, inputs: Iterable[Tensor], min_weights: int) -> 
     return {name: sums[source] for name, source in sources.items()}
 
 
-def _input_source(name: str, layers: dict[str, nn.Module]) -> str:
-    """The layer whose input stands for that of `name`."""
-    for projection in ("attn.c_q", "attn.c_k", "attn.c_v"):
-        if "attn.c_" in name:
-            first = name[: name.index("attn.c_")] + f"{projection}.weight"
-            if first in layers:
-                return first
-    return name
+def _input_source(name: str) -> str:
+    """The module whose first input is that of the layer `name`."""
+    module = name.removesuffix(".weight")
+    # Query, key and value are one product of the attention's own input.
+    return module.rpartition(".")[0] if module.endswith(QKV) else module

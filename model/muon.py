@@ -79,35 +79,48 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
-            for params in by_shape.values():
-                self._step_batch(params, group)
+            # Each shape's share is on its way while the next shape is worked on.
+            sent = [(params, self._send(params, group)) for params in by_shape.values()]
+            for params, update in sent:
+                updates = list(update.receive().to(params[0].dtype))
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, updates, alpha=-group["lr"])
 
-    def _step_batch(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _send(self, params: list[Tensor], group: dict[str, Any]) -> SharedUpdate:
+        """Begin the update of parameters of one shape."""
         gradients = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         nesterov = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
-        updates = _shared_update(torch.stack(nesterov), group["backend_steps"])
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, list(updates.to(params[0].dtype)), alpha=-group["lr"])
+        return SharedUpdate(torch.stack(nesterov), group["backend_steps"])
 
 
-def _shared_update(stacked: Tensor, steps: int) -> Tensor:
+class SharedUpdate:
     """`muon_update` of [n, rows, cols], each rank doing an equal share of the n."""
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    if world == 1:
-        return muon_update(stacked, steps)
-    n = len(stacked)
-    share = -(-n // world)
-    start = min(share * dist.get_rank(), n)
-    mine = stacked.new_zeros(share, *stacked.shape[1:], dtype=torch.bfloat16)
-    own = stacked[start : start + share]
-    if len(own):
-        mine[: len(own)] = muon_update(own, steps)
-    gathered = mine.new_empty(share * world, *stacked.shape[1:])
-    dist.all_gather_into_tensor(gathered, mine)
-    return gathered[:n]
+
+    def __init__(self, stacked: Tensor, steps: int) -> None:
+        """Do this rank's share and begin to exchange it."""
+        self._n = len(stacked)
+        self._exchange: dist.Work | None = None
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if world == 1:
+            self._updates = muon_update(stacked, steps)
+            return
+        share = -(-self._n // world)
+        start = min(share * dist.get_rank(), self._n)
+        self._mine = stacked.new_zeros(share, *stacked.shape[1:], dtype=torch.bfloat16)
+        own = stacked[start : start + share]
+        if len(own):
+            self._mine[: len(own)] = muon_update(own, steps)
+        self._updates = self._mine.new_empty(share * world, *stacked.shape[1:])
+        self._exchange = dist.all_gather_into_tensor(self._updates, self._mine, async_op=True)
+
+    def receive(self) -> Tensor:
+        """All n updates, bfloat16 [n, rows, cols], the same on every rank."""
+        if self._exchange is not None:
+            self._exchange.wait()
+        return self._updates[: self._n]
 
 
 CONTROL_NAMES = (

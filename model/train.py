@@ -22,12 +22,22 @@ import torch
 from torch import Tensor
 
 from model.artifact import ArtifactError, decode, fit_by_pruning, pack_model
+from model.attention import choose_attention
 from model.batches import TrainData
+from model.checkpoint import load_checkpoint
 from model.config import Config
-from model.evaluate import DeviceTokenBytes, Score, evaluate, move_to_compute
+from model.evaluate import (
+    DeviceTokenBytes,
+    Score,
+    Windows,
+    evaluate,
+    move_to_compute,
+    usual_shape,
+)
 from model.fields import ConfigError
-from model.gpt import GPT, has_flash_attention_3
+from model.gpt import GPT
 from model.gptq import GptqError, collect_hessians, quantize
+from model.graphs import Graphs
 from model.ranks import Ranks, start_ranks, stop_ranks
 from model.report import ARTIFACT, Report, code_bytes, write_by_rename
 from model.shards import ShardError, load_val_tokens, train_files, val_files
@@ -40,21 +50,22 @@ USER_ERRORS = (ArtifactError, ConfigError, GptqError, ShardError, TokenizerError
 
 @dataclass(kw_only=True)
 class Validation:
-    """The validation set, and how to score a model on it."""
+    """The validation set, and how to score the model on it."""
 
     config: Config
     ranks: Ranks
     report: Report
     tokens: np.ndarray
     table: DeviceTokenBytes
+    graphs: Graphs
 
-    def score(self, model: GPT, *, step: int, metric: str, sliding: bool = False) -> Score:
+    def score(self, *, step: int, metric: str, sliding: bool = False) -> Score:
         score = evaluate(
-            model,
+            self.graphs.nats,
             self.tokens,
             self.table,
             seq_len=self.config.eval_seq_len,
-            stride=self.config.eval_stride if sliding else self.config.eval_seq_len,
+            stride=self._stride(sliding),
             batch_tokens=self.config.val_batch_tokens,
             ranks=self.ranks,
             on_progress=lambda done: self.report.event("eval", metric=metric, progress=done),
@@ -63,12 +74,27 @@ class Validation:
         self.report.event("val", step=step, metric=metric, eval_time_s=score.seconds, **facts)
         return score
 
-    def __call__(self, model: GPT, step: int) -> None:
-        score = self.score(model, step=step, metric="plain")
+    def warm_up(self) -> None:
+        """Make the graphs that score the model as it is now."""
+        for sliding in {False, self.config.sliding_window_enabled}:
+            windows = Windows(
+                total=self.tokens.size - 1,
+                seq_len=self.config.eval_seq_len,
+                stride=self._stride(sliding),
+            )
+            shape = usual_shape(windows, self.config.val_batch_tokens, self.ranks)
+            if shape is not None:
+                self.graphs.warm_scoring(shape)
+
+    def __call__(self, step: int) -> None:
+        score = self.score(step=step, metric="plain")
         self.report.line(
             f"{step}/{self.config.iterations} val_loss: {score.val_loss:.4f} "
             f"val_bpb: {score.val_bpb:.4f}"
         )
+
+    def _stride(self, sliding: bool) -> int:
+        return self.config.eval_stride if sliding else self.config.eval_seq_len
 
 
 def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
@@ -76,7 +102,6 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
     # ---- set-up
     report.phase("setup")
     config.check_run(ranks.world)
-    _check_attention(config, ranks)
     torch.manual_seed(config.seed)
     data = TrainData(
         train_files(config.data_path, config.vocab_size),
@@ -84,11 +109,15 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
         seed=config.seed,
         vocab_size=config.vocab_size,
     )
-    validation = _load_validation(config, ranks, report)
     model = GPT(config)
-    move_to_compute(model, ranks.device)
+    move_to_compute(model, ranks.device, config)
+    attention = choose_attention(config, ranks.device, model.compute_dtype)
+    attention = ranks.gather(attention)[0]  # one choice for all ranks
+    model.set_attention(attention.backend)
+    graphs = Graphs(model, config, ranks.device)
+    validation = _load_validation(config, ranks, report, graphs)
     params = sum(p.numel() for p in model.parameters())
-    facts = _describe(config, ranks, data, validation)
+    facts = _describe(config, ranks, data, validation) | {"attention": vars(attention)}
     report.event("config", config=config.echo(), **facts)
     _print_hyperparameters(config, report, facts, params)
 
@@ -98,12 +127,17 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
         ranks=ranks,
         report=report,
         stop=stop,
-        model=model,
+        graphs=graphs,
         data=data,
-        validate=lambda step: validation(model, step),
+        validate=validation,
     )
     report.phase("warmup")
-    trainer.warm_up()
+    trainer.warm_up(validation.warm_up)
+    state = load_checkpoint(config, data.fingerprint)
+    if state is not None:
+        trainer.restore(state)
+        report.warning(f"resumed from step {trainer.step}: not one uninterrupted run")
+    resumed_from = trainer.step
     report.phase("train")
     trained = trainer.train()
     report.line(
@@ -117,7 +151,7 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
     # ---- the EMA weights, before quantisation
     hessians, hessian_seconds = _calibrate(trainer, config, ranks, report)
     report.phase("eval")
-    before = validation.score(model, step=trained.steps, metric="prequant")
+    before = validation.score(step=trained.steps, metric="prequant")
     report.line(
         f"pre-quantization post-ema val_loss:{before.val_loss:.8f} val_bpb:{before.val_bpb:.8f} "
         f"eval_time:{1000 * before.seconds:.0f}ms"
@@ -137,12 +171,14 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
     # ---- the score of what the artifact holds
     report.phase("eval")
     restored, _ = decode(artifact)
-    move_to_compute(restored, ranks.device)
-    plain = validation.score(restored, step=trained.steps, metric="quant")
+    # Into the same model, whose graphs are made.
+    model.load_state_dict(restored.state_dict())
+    model.set_loop(restored.loop)
+    plain = validation.score(step=trained.steps, metric="quant")
     _print_final(report, "final_int6_roundtrip", plain)
     headline, metric = plain, "quant"
     if config.sliding_window_enabled:
-        headline = validation.score(restored, step=trained.steps, metric="sliding", sliding=True)
+        headline = validation.score(step=trained.steps, metric="sliding", sliding=True)
         _print_final(report, "final_int6_sliding_window", headline)
         metric = "sliding"
     passes = {id(score): score.seconds for score in (before, plain, headline)}
@@ -163,6 +199,7 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
             "train_time_ms": 1000 * trained.train_seconds,
             "step_avg_ms": 1000 * trained.train_seconds / max(trained.steps, 1),
             "stop_reason": trained.stop_reason,
+            "resumed_from_step": resumed_from or None,
             "hessian_time_s": hessian_seconds,
             "quantise_time_s": quantise_seconds,
             "pack_time_s": pack_seconds,
@@ -227,7 +264,7 @@ def _to_cpu(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     return codes.cpu(), scales.cpu()
 
 
-def _load_validation(config: Config, ranks: Ranks, report: Report) -> Validation:
+def _load_validation(config: Config, ranks: Ranks, report: Report, graphs: Graphs) -> Validation:
     table = load_token_bytes(config.tokenizer_file, config.vocab_size)
     files = val_files(config.data_path, config.vocab_size)
     return Validation(
@@ -236,15 +273,8 @@ def _load_validation(config: Config, ranks: Ranks, report: Report) -> Validation
         report=report,
         tokens=load_val_tokens(files, config.vocab_size, config.eval_seq_len),
         table=DeviceTokenBytes.of(table, ranks.device),
+        graphs=graphs,
     )
-
-
-def _check_attention(config: Config, ranks: Ranks) -> None:
-    if config.attention == "fa3" and not (has_flash_attention_3() and ranks.device.type == "cuda"):
-        raise ConfigError(
-            "ATTENTION=fa3: FlashAttention 3 is not installed or there is no GPU; install "
-            "flash_attn_interface, or set ATTENTION=auto"
-        )
 
 
 def _describe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import time
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.batches import TrainData
+from model.batches import Batch, Prefetcher, TrainData
+from model.checkpoint import State, save_checkpoint
 from model.config import Config
 from model.gpt import GPT
+from model.graphs import Graphs
 from model.muon import build_optimizers
 from model.ranks import Ranks
 from model.recurrence import NO_LOOP
@@ -122,48 +125,71 @@ class Trainer:
     ranks: Ranks
     report: Report
     stop: StopSignal
-    model: GPT
+    graphs: Graphs
     data: TrainData
     validate: Callable[[int], None]  # scores the model after so many steps
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self.step = 0
+        self.graphs_made = 0
+        self.model: GPT = self.graphs.model
         self.params: list[Tensor] = list(self.model.parameters())
         self.optimizers = build_optimizers(self.model, self.config)
-        compiled = self.model if not self._compile else torch.compile(self.model, dynamic=False)
-        self.network: nn.Module = compiled  # type: ignore[assignment]
+        self.network: nn.Module = self.graphs.network
         if self.ranks.world > 1:
             self.network = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
         self.ema = [p.detach().clone() for p in self.params]
+        self.batches = Prefetcher(self.data, self.ranks.device)
 
-    @property
-    def _compile(self) -> bool:
-        if self.config.compile is not None:
-            return self.config.compile
-        return self.ranks.device.type == "cuda"
+    def warm_up(self, warm_scoring: Callable[[], None]) -> None:
+        """Warm kernels and make every graph of the run, then undo the effect on its state.
 
-    def warm_up(self) -> None:
-        """Run some steps to warm kernels and compile both graphs, then undo their effect."""
-        weights = [p.detach().clone() for p in self.params]
-        average = [p.clone() for p in self.ema]
-        position = self.data.position
+        `warm_scoring` makes the graphs that score the model with the loop in force.
+        """
+        before, rng = copy.deepcopy(self.state()), torch.get_rng_state()
         loops = loops_of_a_run(self.config)
-        for number in range(self.config.warmup_steps):
+        # Each graph is met twice: the first step with one also allocates its gradients.
+        least = 2 * len(loops) if self.graphs.compiling else 0
+        for number in range(max(self.config.warmup_steps, least)):
             self.model.set_loop(loops[number % len(loops)])
             self.forward_backward()
             self.update()
-        with torch.no_grad():
-            torch._foreach_copy_(self.params, weights)
-            torch._foreach_copy_(self.ema, average)
+        for loop in loops if self.graphs.compiling else []:
+            self.model.set_loop(loop)
+            warm_scoring()
         self.optimizers = build_optimizers(self.model, self.config)
-        self.data.position = position
+        self.restore(before)
+        torch.set_rng_state(rng)
+        self.graphs_made = self.graphs.made()
+
+    def state(self) -> State:
+        """All that the rest of the training depends on, alike on every rank."""
+        return {
+            "step": self.step,
+            "seconds": self.clock.seconds,
+            "position": self.data.position,
+            "params": self.params,
+            "ema": self.ema,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state, in place."""
+        self.step, self.clock.seconds = state["step"], state["seconds"]
+        self.data.position = state["position"]
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, state["params"])
+            torch._foreach_copy_(self.ema, state["ema"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
     def train(self) -> Trained:
         """Train until the budget is used; raises NonFiniteLossError or StopRequest."""
         config, clock = self.config, self.clock
         budget = config.train_budget_seconds
-        elapsed, logged_at = 0.0, -math.inf
+        elapsed, logged_at = clock.read(), -math.inf
+        saved_at = time.monotonic()
         self.stop.at_once = False  # a step that has begun is finished
         clock.start()
         while True:
@@ -179,7 +205,8 @@ class Trainer:
                 break
             done = progress(step=self.step, elapsed=elapsed, config=config)
             self.prepare_step(done)
-            loss, elapsed, stopping = self._agree(self.forward_backward())
+            save = time.monotonic() - saved_at >= (config.checkpoint_seconds or math.inf)
+            loss, elapsed, stopping, save = self._agree(self.forward_backward(), save)
             if not math.isfinite(loss):
                 raise NonFiniteLossError(self.step + 1, loss)
             self.update()
@@ -187,10 +214,16 @@ class Trainer:
             if self._log_due() or time.monotonic() - logged_at >= EVENT_SECONDS:
                 self._log_step(loss, done)
                 logged_at = time.monotonic()
+            if save or (stopping and config.checkpoint_seconds):
+                self.save()
+                saved_at = time.monotonic()
             if stopping:
                 raise StopRequest(self.step)
         clock.pause(self.ranks.device)
         self.stop.at_once = True
+        if self.graphs.made() > self.graphs_made:
+            late = self.graphs.made() - self.graphs_made
+            self.report.warning(f"{late} graphs were compiled while the clock was running")
         with torch.no_grad():
             torch._foreach_copy_(self.params, self.ema)
         return Trained(
@@ -198,6 +231,14 @@ class Trainer:
             train_seconds=clock.seconds,
             stop_reason="wallclock_cap" if capped else "iterations",
         )
+
+    def save(self) -> None:
+        """Write a checkpoint (rank 0 does), with the clock standing still meanwhile."""
+        self.clock.pause(self.ranks.device)
+        if self.ranks.main:
+            save_checkpoint(self.report.run_dir, self.state(), self.config, self.data.fingerprint)
+        self.report.event("checkpoint", step=self.step)
+        self.clock.start()
 
     def prepare_step(self, done: float) -> None:
         """Set what the schedules say about the coming step; `done` is the progress so far."""
@@ -258,18 +299,23 @@ class Trainer:
             inputs, _ = self._next_share(sequences, sequences // self.ranks.world)
             yield inputs
 
-    def _agree(self, loss: HostScalar) -> tuple[float, float, bool]:
-        """Global mean loss, rank 0's clock, and whether any rank was asked to stop."""
-        elapsed = self.clock.read() if self.ranks.main else 0.0
-        mine = [loss.read() / self.ranks.world, elapsed, float(self.stop.requested)]
-        mean_loss, elapsed, stopping = self.ranks.agree(mine)
-        return mean_loss, elapsed, stopping > 0
+    def _agree(self, loss: HostScalar, save: bool) -> tuple[float, float, bool, bool]:
+        """Global mean loss, rank 0's clock, whether any rank was asked to stop, and whether it is
+        time for a checkpoint by rank 0's clock.
+        """
+        main = self.ranks.main
+        mine = [
+            loss.read() / self.ranks.world,
+            self.clock.read() if main else 0.0,
+            float(self.stop.requested),
+            float(save and main),
+        ]
+        mean_loss, elapsed, stopping, saving = self.ranks.agree(mine)
+        return mean_loss, elapsed, stopping > 0, saving > 0
 
-    def _next_share(self, sequences: int, share: int) -> tuple[Tensor, Tensor]:
+    def _next_share(self, sequences: int, share: int) -> Batch:
         start = self.ranks.rank * share
-        inputs, targets = self.data.next_batch(sequences, slice(start, start + share))
-        device = self.ranks.device
-        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        return self.batches.next_batch(sequences, slice(start, start + share))
 
     def _sync_gradients(self, sync: bool) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.network, DistributedDataParallel) and not sync:

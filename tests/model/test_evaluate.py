@@ -94,7 +94,7 @@ def test_score_is_that_of_the_plain_loop(stride: int, total: int) -> None:
     text_bytes = table.count(tokens)
 
     score = evaluate(
-        model,
+        model.nats,
         tokens,
         DeviceTokenBytes.of(table, torch.device("cpu")),
         seq_len=seq_len,
@@ -115,7 +115,7 @@ def test_progress_reaches_the_end() -> None:
         boundary=np.zeros(64, np.bool_),
     )
     evaluate(
-        tiny_model(),
+        tiny_model().nats,
         np.zeros(321, np.int64),
         DeviceTokenBytes.of(table, torch.device("cpu")),
         seq_len=32,

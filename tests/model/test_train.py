@@ -35,6 +35,7 @@ RESULT_FIELDS = {
     *("bytes_total", "bytes_code", "bytes_model", "artifact", "artifact_sha256"),
     *("peak_memory_mib", "train_shards", "val_tokens", "val_bytes", "world_size", "stop_reason"),
     *("model_params", "config", "versions", "data", "device"),
+    *("attention", "resumed_from_step"),
 }
 
 
@@ -203,7 +204,7 @@ def test_a_non_finite_loss_stops_before_the_update(train: Train) -> None:
         ({"VOCAB_SIZE": "1024"}, "no fineweb_train_*.bin; check DATA_DIR and VOCAB_SIZE"),
         ({"TOKENIZER_PATH": "missing.model"}, "missing.model: no such tokenizer"),
         ({"TRAIN_SEQ_LEN": "100"}, "TRAIN_BATCH_TOKENS: must be a multiple"),
-        ({"ATTENTION": "fa3"}, "FlashAttention 3 is not installed"),
+        ({"ATTENTION": "fa3"}, "ATTENTION=fa3: cannot run on cpu"),
         ({"DEVICE": "cuda"}, "needs its own GPU"),
         ({"BUDGET_BYTES": "1000"}, "make the model smaller"),
     ],
