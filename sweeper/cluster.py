@@ -12,8 +12,11 @@ import dataclasses
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +33,9 @@ CHUNK_BYTES = 8 << 20
 # A slot answers calls while its run is at work.
 SLOT_THREADS = 8
 CALL_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+# So many slots in a row that could not begin are no accident of one host.
+MAX_FAILED_OPENINGS = 3
 LIVE_FILES = ("events.jsonl",)
 LIVE_BYTES = 1 << 20
 
@@ -211,11 +217,13 @@ class Cluster:
         self._sweep = sweep
         self._nonce = secrets.token_hex(16)
         self._opened = 0
+        self._failed_openings = 0
         self.slots: list[Slot] = []
 
     def __enter__(self) -> Cluster:
+        with _kept_sigterm():
+            self._connect()
         self._sweep.nonce.write_text(self._nonce)
-        self._connect()
         return self
 
     def __exit__(
@@ -243,6 +251,8 @@ class Cluster:
         ]
         if sum(fits) > 0:
             return sum(fits)
+        if not nodes:
+            raise UserError("the cluster has lost its nodes; run the sweep again to go on")
         has = [
             f"{node['NodeManagerHostname']} has "
             + ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in asked)
@@ -250,9 +260,8 @@ class Cluster:
         ]
         wants = ", ".join(f"{amount} {name}" for name, amount in asked.items())
         raise UserError(
-            f"a run asks for {wants} on one node; {'; '.join(has) or 'the cluster has no node'}. "
-            "Lower resources.gpus_per_run or resources.cpus_per_run in the spec, or give --address "
-            "of a larger cluster"
+            f"a run asks for {wants} on one node; {'; '.join(has)}. Lower resources.gpus_per_run "
+            "or resources.cpus_per_run in the spec, or give --address of a larger cluster"
         )
 
     def open_slots(self, count: int) -> None:
@@ -280,7 +289,7 @@ class Cluster:
         """The slots whose runs have ended, as soon as there is one, at the latest after `seconds`.
 
         Their files are on the driver's disk by then, unless the slot has died: such a slot is
-        no longer among `slots`.
+        no longer among `slots`. Raises UserError when no slot can begin on this cluster.
         """
         futures = {slot.running if slot.facts else slot.opening: slot for slot in self.slots}
         waited = [future for future in futures if future is not None]
@@ -297,16 +306,26 @@ class Cluster:
             if ended:
                 slot.collect()
             else:
-                slot.facts = answer
+                slot.facts, self._failed_openings = answer, 0
         except ray.exceptions.RayTaskError as error:
             # The slot is well, the launch was not: no space left, or no such program.
             slot.failure = str(error.cause)
         except ray.exceptions.RayError as error:
-            slot.failure = f"its slot was lost: {error}"
+            slot.failure = f"its slot was lost: {_last_line(error)}"
             self._close(slot)
             self.slots.remove(slot)
+            if not ended:
+                self._count_failed_opening(error)
         slot.running = None
         return ended
+
+    def _count_failed_opening(self, error: Exception) -> None:
+        self._failed_openings += 1
+        if self._failed_openings >= MAX_FAILED_OPENINGS:
+            raise UserError(
+                f"Ray cannot start a slot on this cluster: {_last_line(error)}. Its nodes need "
+                "this project and Python environment, and room for one more process"
+            ) from error
 
     def _close(self, slot: Slot) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
@@ -335,7 +354,34 @@ class Cluster:
             return
         if options.num_cpus is not None or options.num_gpus is not None:
             raise UserError(f"--num-cpus and --num-gpus size a local cluster, not {address}")
+        _check_answers(address)
         try:
             ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise UserError(f"no Ray cluster answers at {address}: {_last_line(error)}") from error
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, which `ray.init` replaces by one that just exits."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _check_answers(address: str) -> None:
+    """UserError when nothing listens at host:port; Ray would try for many minutes, deaf to ^C."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # a word that Ray knows, such as "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def _last_line(error: Exception) -> str:
+    """What an error of Ray comes down to: many hold a whole traceback as text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")

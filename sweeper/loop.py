@@ -85,6 +85,7 @@ class Loop:
     _work: dict[Slot, _Work] = field(default_factory=dict)
     _ends: dict[int, list[AttemptState]] = field(default_factory=dict)
     _dead: set[int] = field(default_factory=set)
+    _told: bool = False
 
     def run(self) -> None:
         """Return when every run is over, or, after an interrupt, when nothing is at work."""
@@ -125,6 +126,9 @@ class Loop:
         elif needed > len(self.cluster.slots):
             # A slot may have died; another takes its place.
             self.cluster.open_slots(min(needed, self.observer.slots))
+        if not self._work:
+            # Every slot waits for a place: is there still a node that can ever give it one?
+            self.cluster.capacity()
 
     def _launch(self, run: RunRow, slot: Slot) -> None:
         """Write down that the run is launched, then launch it."""
@@ -183,6 +187,7 @@ class Loop:
         for slot, work in self._work.items():
             if work.ending is None:
                 if self.interrupts.count:
+                    self._tell_stopping()
                     work.ending = AttemptState.STOPPED
                 elif work.deadline is not None and now >= work.deadline:
                     work.ending = AttemptState.TIMED_OUT
@@ -193,6 +198,14 @@ class Loop:
             slot.stop()
             if self.interrupts.count > 1 or (work.kill_at is not None and now >= work.kill_at):
                 slot.kill()
+
+    def _tell_stopping(self) -> None:
+        if not self._told:
+            grace = self.spec.limits.grace_seconds
+            self.progress.note(
+                f"stopping: the runs have {grace:g} s to end; interrupt again to end them at once"
+            )
+        self._told = True
 
     def _trial(self, run: RunRow) -> TrialRow:
         return self.ledger.trials()[run.trial]
@@ -207,7 +220,6 @@ def run_sweep(
     when no node of the cluster can hold a run. On SIGINT or SIGTERM the runs at work are stopped
     within their grace and wait for the next call; then KeyboardInterrupt is raised.
     """
-    sweep.path.mkdir(parents=True, exist_ok=True)
     with hold(sweep), closing(Ledger.open_for_writing(sweep.ledger, spec)) as ledger:
         record_spec(sweep, spec, spec_text)
         session = secrets.token_hex(8)
@@ -228,8 +240,16 @@ def run_sweep(
 
 @contextmanager
 def hold(sweep: SweepDir) -> Iterator[None]:
-    """Be the one driver of a sweep; UserError when there is another."""
-    with sweep.lock.open("a+") as file:
+    """Be the one driver of a sweep, whose directory is made here.
+
+    Raises UserError when there is another driver, or when nothing can be written there.
+    """
+    try:
+        sweep.path.mkdir(parents=True, exist_ok=True)
+        file = sweep.lock.open("a+")
+    except OSError as error:
+        raise UserError(f"{sweep.path}: cannot be written to: {error.strerror}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,234 @@
+"""A workload for tests of the sweeper: keeps the process contract, or breaks it as FAULT says.
+
+It imports nothing but the standard library, so that it starts at once. Every run leaves its mark
+on a board: a directory that the test reads, and where the test lets runs go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PATIENCE_SECONDS = 120.0
+POLL_SECONDS = 0.02
+BUDGET = 16_000_000
+CODE_BYTES = 1_000
+ARTIFACT = "final_model.int6.ptz"
+
+# Every setting with its default; a run echoes all of them.
+DEFAULTS: dict[str, int | str] = {
+    "seed": 0,
+    "iterations": 2,
+    "board_dir": "",
+    "fault": "none",
+    "gated": 0,  # wait in the middle until the board says that this arrival may pass
+    "paired": 0,  # wait until as many runs have arrived as make whole pairs
+    "artifact_bytes": 1_000,
+    "noise_lines": 1,  # printed to both streams
+}
+
+# FAULT -> exit code and the code of the error event that goes with it.
+SAID_FAULTS = {
+    "user error": (2, "user"),
+    "non-finite": (3, "nonfinite"),
+    "out of memory": (4, "oom"),
+}
+LINGERER = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True:
+    time.sleep(1)
+"""
+
+
+class Board:
+    """What the runs of a test write for each other and for the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def arrive(self, facts: dict[str, Any]) -> int:
+        """Take the next number of arrival, from 1 on, and leave the facts under it."""
+        number = 1
+        partial = self.path / f".{os.getpid()}"
+        partial.write_text(json.dumps(facts))
+        while True:
+            try:
+                os.link(partial, self.path / f"arrival-{number}.json")
+            except FileExistsError:
+                number += 1
+            else:
+                partial.unlink()
+                return number
+
+    def depart(self, number: int) -> None:
+        """Leave word that a run is at its end."""
+        partial = self.path / f".departure-{number}"
+        partial.write_text(json.dumps({"end": time.time()}))
+        partial.replace(self.path / f"departure-{number}.json")
+
+    def arrivals(self) -> int:
+        return len(list(self.path.glob("arrival-*.json")))
+
+    def passable(self) -> int:
+        """The last arrival that may pass the gate."""
+        try:
+            return int((self.path / "gate").read_text())
+        except FileNotFoundError:
+            return 0
+
+    def first_time(self, what: str) -> bool:
+        """Whether nobody has asked for this before."""
+        try:
+            (self.path / what).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def mended(self) -> bool:
+        return (self.path / "mended").exists()
+
+
+class Run:
+    """One rank-0 process of this workload."""
+
+    def __init__(self) -> None:
+        self.config = {name: setting(name) for name in DEFAULTS}
+        self.seed, self.fault = int(self.config["seed"]), str(self.config["fault"])
+        self.board = Board(Path(str(self.config["board_dir"])))
+        self.stopping = False
+        signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, _number: int, _frame: object) -> None:
+        self.stopping = True
+
+    def main(self) -> int:
+        echo = self.config | ({"iterations": -1} if self.fault == "deaf to settings" else {})
+        self.event("config", config=echo, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+        if self.fault == "ignore SIGTERM":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.event("phase", phase="train")
+        self.event("step", step=1, train_loss=3.5, progress=0.5)
+        for line in range(int(self.config["noise_lines"])):
+            print(f"line {line} of seed {self.seed}: größer als ß")
+            print(f"line {line} of seed {self.seed}, said as an error", file=sys.stderr)
+        number = self.board.arrive(self.facts())
+        while self.must_wait(number):
+            if self.stopping:
+                self.event("stopped", reason="SIGTERM", step=1)
+                return 75
+            time.sleep(POLL_SECONDS)
+        code = self.break_down()
+        if code == 0:
+            self.write_result()
+            self.event("phase", phase="done")
+        self.board.depart(number)
+        return code
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "iterations": self.config["iterations"],
+            "pid": os.getpid(),
+            "start": time.time(),
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "directory": os.environ["RUN_DIR"],
+            "module": __file__,
+        }
+
+    def must_wait(self, number: int) -> bool:
+        if self.fault == "ignore SIGTERM" and not self.board.mended():
+            return True
+        if self.config["gated"] and self.board.passable() < number:
+            return True
+        return bool(self.config["paired"]) and self.board.arrivals() < number + number % 2
+
+    def break_down(self) -> int:
+        """Do what FAULT says; the exit code."""
+        if self.fault in SAID_FAULTS:
+            code, word = SAID_FAULTS[self.fault]
+            self.event("error", error="Fault", message=self.fault, traceback="", code=word)
+            return code
+        if self.fault == "crash" and not self.board.mended():
+            raise RuntimeError("crashed as asked")
+        if self.fault == "crash once" and self.board.first_time(f"crashed-{self.seed}"):
+            raise RuntimeError("crashed the first time")
+        if self.fault == "leave a process behind":
+            self.leave_process()
+        return 0
+
+    def leave_process(self) -> None:
+        """Start one that outlives its parent, in a session of its own, carrying no tag."""
+        lingerer = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", LINGERER], env={}, start_new_session=True
+        )
+        (self.board.path / "lingerer").write_text(str(lingerer.pid))
+
+    def write_result(self) -> None:
+        result = self.result()
+        text = json.dumps(result)
+        if self.fault == "corrupt result":
+            text = text[: len(text) // 2]
+        partial = Path("result.json.partial")
+        partial.write_text(text)
+        if self.fault != "no result":
+            partial.replace("result.json")
+
+    def result(self) -> dict[str, Any]:
+        size = BUDGET if self.fault == "too large" else int(self.config["artifact_bytes"])
+        data = random.Random(self.seed).randbytes(size)
+        Path(ARTIFACT).write_bytes(data)
+        bpb = 1.1 + (self.seed % 10) / 1000 + int(self.config["iterations"]) / 100
+        return {
+            "schema": 1,
+            "status": "finished",
+            "seed": self.seed,
+            "metric": "sliding",
+            "val_bpb": bpb,
+            "val_loss": 2.5,
+            "prequant_val_bpb": bpb - 0.01,
+            "quant_val_bpb": bpb + 0.01,
+            "steps": int(self.config["iterations"]),
+            "train_time_ms": 60.0,
+            "step_avg_ms": 10.0,
+            "eval_time_s": 0.1,
+            "bytes_total": size + CODE_BYTES,
+            "bytes_code": CODE_BYTES,
+            "bytes_model": size,
+            "artifact": ARTIFACT,
+            "artifact_sha256": hashlib.sha256(data).hexdigest(),
+            "stop_reason": "iterations",
+        }
+
+    def event(self, kind: str, **fields: object) -> None:
+        line = json.dumps({"t": time.time(), "kind": kind} | fields) + "\n"
+        with open("events.jsonl", "ab") as file:
+            file.write(line.encode())
+
+
+def setting(name: str) -> int | str:
+    default = DEFAULTS[name]
+    text = os.environ.get(name.upper())
+    if text is None:
+        return default
+    return int(text) if isinstance(default, int) else text
+
+
+def main() -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank > 0:
+        print(f"rank {rank} has nothing to do")
+        return 0
+    return Run().main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
