@@ -21,7 +21,7 @@ from model.recurrence import MAX_LOOPS, NO_LOOP, Loop, Stage, neighbours, parse_
 WarmdownShape = Literal["linear", "cosine", "1-sqrt", "power", "exponential"]
 FloorMode = Literal["auto", "clip", "reach"]
 Onset = Literal["off", "always", "step", "fraction", "staged"]
-Attention = Literal["auto", "fa3", "cudnn", "flash", "efficient", "math", "sdpa"]
+AttentionBackend = Literal["auto", "fa3", "cudnn", "flash", "efficient", "math", "sdpa"]
 Device = Literal["auto", "cpu", "cuda"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 RECUR_STARTS = ("recur_start_step", "recur_start_frac", "recur_stages")
@@ -83,7 +83,7 @@ class Config:
     recur_start_step: int | None = None  # one of the three; none of them: step 3,000
     recur_start_frac: float | None = None
     recur_stages: str | None = None
-    attention: Attention = "auto"
+    attention: AttentionBackend = "auto"
     compute_dtype: ComputeDtype = "auto"
     compile: bool | None = None
 

@@ -19,7 +19,9 @@ MAX_GRAPHS = 64
 class Graphs:
     """A model for training and for scoring: compiled where that pays, else as it is."""
 
-    def __init__(self, model: GPT, config: Config, device: torch.device) -> None:
+    def __init__(
+        self, model: GPT, config: Config, device: torch.device, backend: str = "inductor"
+    ) -> None:
         self.model = model
         self.compiling = device.type == "cuda" if config.compile is None else config.compile
         self.network: nn.Module = model
@@ -27,8 +29,8 @@ class Graphs:
         self._shapes: set[Shape] = set()
         if self.compiling:
             torch._dynamo.config.recompile_limit = MAX_GRAPHS
-            self.network = cast(nn.Module, torch.compile(model, dynamic=False))
-            self._compiled_nats = torch.compile(model.nats, dynamic=False)
+            self.network = cast(nn.Module, torch.compile(model, backend=backend, dynamic=False))
+            self._compiled_nats = torch.compile(model.nats, backend=backend, dynamic=False)
 
     @torch.no_grad()
     def warm_scoring(self, shape: Shape) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-MAGIC = 20240520
-VERSION = 1
+SHARD_MAGIC = 20240520
+SHARD_VERSION = 1
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 TOKEN_BYTES = 2
@@ -29,7 +29,7 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
     if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) > np.iinfo(np.uint16).max):
         raise ShardError(f"{path}: token ids must fit in uint16 (0 to 65535)")
     header = np.zeros(HEADER_INTS, "<i4")
-    header[:3] = MAGIC, VERSION, tokens.size
+    header[:3] = SHARD_MAGIC, SHARD_VERSION, tokens.size
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(header.tobytes())
@@ -50,10 +50,10 @@ def shard_token_count(path: Path) -> int:
     if len(head) < HEADER_BYTES:
         raise ShardError(f"{path}: expected a {HEADER_BYTES}-byte header, found {size} bytes")
     magic, version, count = (int(word) for word in np.frombuffer(head, "<i4", 3))
-    if magic != MAGIC:
-        raise ShardError(f"{path}: expected magic {MAGIC}, found {magic}; not a token shard")
-    if version != VERSION:
-        raise ShardError(f"{path}: expected version {VERSION}, found {version}")
+    if magic != SHARD_MAGIC:
+        raise ShardError(f"{path}: expected magic {SHARD_MAGIC}, found {magic}; not a token shard")
+    if version != SHARD_VERSION:
+        raise ShardError(f"{path}: expected version {SHARD_VERSION}, found {version}")
     expected = HEADER_BYTES + TOKEN_BYTES * count
     if count < 0 or size != expected:
         raise ShardError(

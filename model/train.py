@@ -74,9 +74,10 @@ class Validation:
         self.report.event("val", step=step, metric=metric, eval_time_s=score.seconds, **facts)
         return score
 
-    def warm_up(self) -> None:
-        """Make the graphs that score the model as it is now."""
-        for sliding in {False, self.config.sliding_window_enabled}:
+    def warm_up(self, last: bool) -> None:
+        """Make the graphs that score the model as it is now; `last`: as it will be at the end."""
+        plain = [False] if last or self.config.val_loss_every else []
+        for sliding in [*plain, *([True] if last and self.config.sliding_window_enabled else [])]:
             windows = Windows(
                 total=self.tokens.size - 1,
                 seq_len=self.config.eval_seq_len,
@@ -102,6 +103,8 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
     # ---- set-up
     report.phase("setup")
     config.check_run(ranks.world)
+    # Counted now, as it was loaded: sources may change while a run works.
+    bytes_code = code_bytes() if ranks.main else 0
     torch.manual_seed(config.seed)
     data = TrainData(
         train_files(config.data_path, config.vocab_size),
@@ -161,7 +164,7 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
     artifact, quantise_seconds, pack_seconds = _make_artifact(
         model, hessians, config, ranks, report
     )
-    sizes = {"bytes_code": code_bytes(), "bytes_model": len(artifact)}
+    sizes = {"bytes_code": bytes_code, "bytes_model": len(artifact)}
     sizes["bytes_total"] = sum(sizes.values())
     report.event("size", **sizes)
     report.line(f"Code size: {sizes['bytes_code']} bytes")

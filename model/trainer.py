@@ -142,10 +142,11 @@ class Trainer:
         self.ema = [p.detach().clone() for p in self.params]
         self.batches = Prefetcher(self.data, self.ranks.device)
 
-    def warm_up(self, warm_scoring: Callable[[], None]) -> None:
+    def warm_up(self, warm_scoring: Callable[[bool], None]) -> None:
         """Warm kernels and make every graph of the run, then undo the effect on its state.
 
-        `warm_scoring` makes the graphs that score the model with the loop in force.
+        `warm_scoring` makes the graphs that score the model with the loop in force, and hears
+        whether it is the one that training ends with.
         """
         before, rng = copy.deepcopy(self.state()), torch.get_rng_state()
         loops = loops_of_a_run(self.config)
@@ -157,7 +158,7 @@ class Trainer:
             self.update()
         for loop in loops if self.graphs.compiling else []:
             self.model.set_loop(loop)
-            warm_scoring()
+            warm_scoring(loop == loops[-1])
         self.optimizers = build_optimizers(self.model, self.config)
         self.restore(before)
         torch.set_rng_state(rng)

@@ -7,6 +7,7 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 # Exit codes, for scripts.
 OK, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -26,6 +27,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--address", help="a running Ray cluster (default: $RAY_ADDRESS, or none)")
     command.add_argument("--num-cpus", type=int, metavar="N", help="of the Ray started here")
     command.add_argument("--num-gpus", type=int, metavar="N", help="of the Ray started here")
+    command.add_argument(
+        "--env",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one more setting for all trials, as DATA_DIR=/big/disk/data",
+    )
     _add_root(command)
     command.set_defaults(run=run)
 
@@ -46,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("arguments", nargs=argparse.REMAINDER)
     command.set_defaults(run=data)
+
+    command = commands.add_parser("export-script", help="write the recipe as one counted file")
+    command.add_argument("--out", type=Path, metavar="FILE.py", default=Path("train_gpt.py"))
+    command.set_defaults(run=export_script)
     return parser
 
 
@@ -53,6 +66,16 @@ def _add_root(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--root", metavar="DIR", help="where sweeps are kept (default: $SWEEPER_ROOT, or ./runs)"
     )
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError
+    return name, value
+
+
+_setting.__name__ = "NAME=VALUE"  # what argparse calls it when it complains
 
 
 def _version() -> str:
@@ -69,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sweeper.progress import Progress, say
     from sweeper.spec import load_spec
 
-    spec = load_spec(arguments.spec)
+    spec = load_spec(arguments.spec, env=dict(arguments.env))
     sweep = SweepDir(root_from(arguments.root) / spec.name)
     from sweeper.cluster import ClusterOptions
 
@@ -78,7 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         view = run_sweep(
-            spec, sweep, options, spec_text=arguments.spec.read_text(), progress=Progress()
+            spec,
+            sweep,
+            options,
+            spec_text=arguments.spec.read_text(encoding="utf-8"),
+            progress=Progress(),
         )
     except KeyboardInterrupt:
         say(f"stopped; `sweeper run {arguments.spec}` goes on where it was")
@@ -131,7 +158,16 @@ def report(arguments: argparse.Namespace) -> int:
 
 def data(arguments: argparse.Namespace) -> int:
     """Become `python -m jobs.data`: data sets are made by a job, not by this package."""
-    command = [sys.executable, "-m", "jobs.data", *arguments.arguments]
+    return _become("jobs.data", arguments.arguments)
+
+
+def export_script(arguments: argparse.Namespace) -> int:
+    """Become `python -m model.export`: only the recipe's own package knows its sources."""
+    return _become("model.export", ["--out", str(arguments.out)])
+
+
+def _become(module: str, arguments: list[str]) -> NoReturn:
+    command = [sys.executable, "-m", module, *arguments]
     sys.stdout.flush()
     os.execv(command[0], command)
 
@@ -142,7 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     parsed = build_parser().parse_args(arguments)
     try:
-        return int(parsed.run(parsed))
+        code = int(parsed.run(parsed))
+        sys.stdout.flush()  # here, where a reader that has gone can be caught
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USE

@@ -92,10 +92,13 @@ def is_finite(number: float) -> bool:
     return abs(number) <= sys.float_info.max
 
 
-def check_echo(overrides: Mapping[str, str], events: Iterable[Event]) -> None:
+def check_echo(
+    overrides: Mapping[str, str], events: Iterable[Event], inherited: Iterable[str] = ()
+) -> None:
     """ContractError unless the run's config event confirms every override.
 
-    A misspelt environment name is otherwise silent: the run would train something else.
+    A misspelt environment name is otherwise silent: the run would train something else. So it
+    would with a setting among the names that its environment has `inherited`.
     """
     config = next((event.get("config") for event in events if event["kind"] == "config"), None)
     if not isinstance(config, dict):
@@ -108,6 +111,12 @@ def check_echo(overrides: Mapping[str, str], events: Iterable[Event]) -> None:
         found = config[name.lower()]
         if not same_value(asked, found):
             raise ContractError(f"{name}: asked for {asked!r}, the run took {found!r}")
+    for name in inherited:
+        if name.isupper() and name.lower() in config and name not in overrides:
+            raise ContractError(
+                f"{name}: the run takes it from the environment that it was started in, not from "
+                "the spec; unset it there, or give it under [env]"
+            )
 
 
 def same_value(asked: str, found: object) -> bool:

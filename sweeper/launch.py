@@ -103,7 +103,8 @@ class RunningAttempt:
         attempt.logs.mkdir(parents=True, exist_ok=True)
         command, env = build_command(request), build_env(request, gpus)
         facts = dataclasses.asdict(request) | {"command": command, "gpus": list(gpus)}
-        write_json(attempt.request, facts | {"dead": sorted(request.dead)})
+        facts |= {"dead": sorted(request.dead), "inherited": inherited_names(request)}
+        write_json(attempt.request, facts)
         read_end, self._alive = os.pipe()
         try:
             with attempt.stdout.open("ab") as stdout, attempt.stderr.open("ab") as stderr:
@@ -167,8 +168,17 @@ def supervised(command: list[str], attempt: AttemptDir, grace: float, alive: int
 def build_env(request: LaunchRequest, gpus: Sequence[str]) -> dict[str, str]:
     """The whole environment of a run: this process's own, then what the sweep sets."""
     inherited = {name: text for name, text in os.environ.items() if name not in FOREIGN_NAMES}
-    path = [str(PROJECT), *filter(None, [inherited.get("PYTHONPATH")])]
-    return inherited | {
+    return inherited | _set_env(request, gpus)
+
+
+def inherited_names(request: LaunchRequest) -> list[str]:
+    """The names in a run's environment that the sweep does not set."""
+    return sorted(os.environ.keys() - _set_env(request, ()).keys() - set(FOREIGN_NAMES))
+
+
+def _set_env(request: LaunchRequest, gpus: Sequence[str]) -> dict[str, str]:
+    path = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
         # Ray gives its workers one thread; training wants its share of the slot's.
         "OMP_NUM_THREADS": str(max(1, request.cpus // request.processes)),
         "PYTHONPATH": os.pathsep.join(path),
@@ -249,11 +259,25 @@ def judge(attempt: AttemptDir, overrides: Mapping[str, str]) -> Outcome:
         _check_artifact(attempt, result)
     except ContractError as error:
         return Outcome(state=AttemptState.BAD_RESULT, exit_code=code, message=str(error))
-    try:
-        check_echo(overrides, events)
-    except ContractError as error:
-        return Outcome(state=AttemptState.USER_ERROR, exit_code=code, message=str(error))
+    wrong = wrong_settings(attempt, overrides, events)
+    if wrong is not None:
+        return Outcome(state=AttemptState.USER_ERROR, exit_code=code, message=wrong)
     return Outcome(state=AttemptState.FINISHED, exit_code=code, result=result)
+
+
+def wrong_settings(
+    attempt: AttemptDir, overrides: Mapping[str, str], events: Collection[dict[str, Any]]
+) -> str | None:
+    """How a run's settings differ from those it was asked to take, by its echo; None if not."""
+    try:
+        inherited = json.loads(attempt.request.read_bytes())["inherited"]
+    except (OSError, ValueError, KeyError):
+        inherited = ()  # of another host, and not here yet
+    try:
+        check_echo(overrides, events, inherited)
+    except ContractError as error:
+        return str(error)
+    return None
 
 
 def _check_artifact(attempt: AttemptDir, result: Mapping[str, Any]) -> None:

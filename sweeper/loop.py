@@ -18,8 +18,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 from sweeper.cluster import Cluster, ClusterOptions, Slot
+from sweeper.contract import EventReader
 from sweeper.errors import UserError
-from sweeper.launch import LaunchRequest, Outcome, Tag, judge, reap_leftovers
+from sweeper.launch import (
+    LaunchRequest,
+    Outcome,
+    Tag,
+    judge,
+    reap_leftovers,
+    wrong_settings,
+)
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunRow, RunState, TrialRow
 from sweeper.policy import after_attempt
@@ -66,7 +74,10 @@ class _Work:
     directory: AttemptDir
     overrides: dict[str, str]
     deadline: float | None
+    events: EventReader
+    confirmed: bool = False  # its echo has been seen, and is as asked
     ending: AttemptState | None = None  # what it is being stopped for
+    reason: str | None = None
     kill_at: float | None = None
 
 
@@ -99,6 +110,7 @@ class Loop:
                 self._settle(slot)
             for slot in self._work:
                 slot.follow()
+            self._check_echoes()
             self._end_overdue()
             self.progress.update(self.observer.look())
         self.progress.update(self.observer.look())
@@ -157,7 +169,8 @@ class Loop:
             dead=frozenset(self._dead),
         )
         deadline = None if limits.max_seconds is None else time.monotonic() + limits.max_seconds
-        self._work[slot] = _Work(run, attempt, directory, overrides, deadline)
+        events = EventReader(directory.events)
+        self._work[slot] = _Work(run, attempt, directory, overrides, deadline, events)
         slot.start(request, directory)
 
     def _settle(self, slot: Slot) -> None:
@@ -167,9 +180,7 @@ class Loop:
         outcome = judge(work.directory, work.overrides)
         state, message = outcome.state, outcome.message
         if state is not AttemptState.FINISHED and work.ending is not None:
-            state = work.ending
-            if state is AttemptState.TIMED_OUT:
-                message = f"took longer than limits.max_seconds = {self.spec.limits.max_seconds:g}"
+            state, message = work.ending, work.reason or message
         elif state is AttemptState.LOST and slot.failure is not None:
             message = slot.failure
         ends = self._ends.setdefault(work.run.id, [])
@@ -181,6 +192,18 @@ class Loop:
             after_attempt(ends, max_attempts=self.spec.limits.max_attempts),
         )
 
+    def _check_echoes(self) -> None:
+        """Stop runs that took other settings than they were asked to, before they cost more."""
+        for work in self._work.values():
+            if work.confirmed or work.ending is not None:
+                continue
+            echoes = [event for event in work.events.read() if event["kind"] == "config"]
+            if echoes:
+                work.confirmed = True
+                work.reason = wrong_settings(work.directory, work.overrides, echoes)
+                if work.reason is not None:
+                    work.ending = AttemptState.USER_ERROR
+
     def _end_overdue(self) -> None:
         """Stop runs that have had their time, and all runs after an interrupt."""
         now = time.monotonic()
@@ -191,12 +214,15 @@ class Loop:
                     work.ending = AttemptState.STOPPED
                 elif work.deadline is not None and now >= work.deadline:
                     work.ending = AttemptState.TIMED_OUT
+                    limit = self.spec.limits.max_seconds
+                    work.reason = f"took longer than limits.max_seconds = {limit:g}"
                 else:
                     continue
+            if work.kill_at is None:
                 work.kill_at = now + self.spec.limits.grace_seconds + STOP_MARGIN_SECONDS
             # Said again and again: the first word may come before the run has begun.
             slot.stop()
-            if self.interrupts.count > 1 or (work.kill_at is not None and now >= work.kill_at):
+            if self.interrupts.count > 1 or now >= work.kill_at:
                 slot.kill()
 
     def _tell_stopping(self) -> None:

@@ -12,6 +12,7 @@ import json
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -138,8 +139,10 @@ def env_text(value: EnvValue) -> str:
     return str(value)
 
 
-def load_spec(path: Path, base: Path | None = None) -> SweepSpec:
-    """Read and validate a specification.
+def load_spec(
+    path: Path, base: Path | None = None, env: Mapping[str, str] | None = None
+) -> SweepSpec:
+    """Read and validate a specification, with more settings for all trials in `env`.
 
     Relative paths in it are taken from `base` (default: the current directory). Raises SpecError
     naming file, key, what was found and what is allowed.
@@ -150,6 +153,8 @@ def load_spec(path: Path, base: Path | None = None) -> SweepSpec:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from error
+    if env and isinstance(table.setdefault("env", {}), dict):
+        table["env"] |= env
     try:
         spec = SweepSpec.model_validate(table)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sweeper.contract import Event, EventReader, is_finite
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunState
+from sweeper.ledger import AttemptRow, Ledger, RunState
 
 # Where a run stands when a phase begins, as a share of its whole; only until one run has ended
 # and its real length is known.
@@ -148,8 +148,7 @@ class Observer:
         if progress is None:
             events = AttemptDir(self.sweep.path / attempt.path).events
             progress = self._progress[attempt.id] = _Progress(EventReader(events))
-        if attempt.state is AttemptState.LAUNCHED:
-            progress.update()
+        progress.update()
         return facts | {
             "phase": progress.phase,
             "step": progress.step,

@@ -230,6 +230,14 @@ def test_an_override_that_came_back_changed_is_told() -> None:
         check_echo({"SEED": "42", "LR": "0.1"}, echo(seed=42, lr=0.2))
 
 
+def test_a_setting_that_leaked_in_is_told() -> None:
+    known = echo(seed=42, iterations=5, path="x")
+    check_echo({"SEED": "42"}, known, inherited=["HOME", "iterations", "TERM"])
+    check_echo({"ITERATIONS": "5"}, known, inherited=["ITERATIONS"])
+    with pytest.raises(ContractError, match=r"^ITERATIONS: the run takes it from the environment"):
+        check_echo({"SEED": "42"}, known, inherited=["HOME", "ITERATIONS"])
+
+
 def test_a_misspelt_name_is_told_with_the_closest_known_one() -> None:
     known = {"warmdown_frac": 0.667, "warmup_steps": 20}
     with pytest.raises(ContractError) as caught:

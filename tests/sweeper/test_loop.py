@@ -541,3 +541,37 @@ def test_a_run_over_its_time_is_ended_even_if_it_ignores_the_request(
     assert row.exit_code == -signal.SIGKILL
     assert row.message == "took longer than limits.max_seconds = 5"
     assert not place.runs()
+
+
+def test_a_run_that_took_other_settings_is_stopped_at_once(place: Place, head: Head) -> None:
+    # The gate never opens: by themselves these runs would not end.
+    spec = place.write_spec(
+        "unheard", seeds=(1,), trials={"misspelt": {"GATED": 1, "ITERATION": 5}}
+    )
+    driver = place.drive(spec, "--address", head.address)
+    assert driver.wait() == 1, driver.said
+    ((row,),) = attempts(place.sweep("unheard")).values()
+    assert row.state is AttemptState.USER_ERROR
+    assert "did you mean ITERATIONS?" in str(row.message)
+    assert not place.runs()
+
+
+def test_a_setting_of_the_shell_does_not_pass_for_one_of_the_spec(place: Place) -> None:
+    spec = place.write_spec("leaky", seeds=(1,), trials={"t": {"GATED": 1}})
+    driver = place.drive(spec, "--num-cpus", "1", env={"ITERATIONS": "7"})
+    assert driver.wait() == 1, driver.said
+    ((row,),) = attempts(place.sweep("leaky")).values()
+    assert row.state is AttemptState.USER_ERROR
+    assert "ITERATIONS: the run takes it from the environment" in str(row.message)
+
+
+def test_settings_for_all_trials_come_from_the_command_line_too(place: Place, head: Head) -> None:
+    spec = place.write_spec("told", seeds=(1,), trials={"t": {}})
+    driver = place.drive(spec, "--address", head.address, "--env", "ITERATIONS=9")
+    assert driver.wait() == 0, driver.said
+    ((row,),) = attempts(place.sweep("told")).values()
+    assert row.result is not None
+    assert row.result["steps"] == 9
+    refused = place.call("run", str(spec), "--env", "ITERATIONS")
+    assert refused.returncode == 2
+    assert "NAME=VALUE" in refused.stderr

@@ -1,0 +1,1 @@
+"""Where speed is measured: ratios within one run, as tables and JSON. No test depends on them."""
