@@ -46,10 +46,10 @@ class Report:
         self.event("warning", message=message)
         self.line(f"warning: {message}")
 
-    def error(self, error: BaseException, *, code: str, **fields: Any) -> None:
+    def error(self, error: BaseException, *, code: str, message: str, **fields: Any) -> None:
         """Append an error event, whatever the rank."""
         trace = "".join(traceback.format_exception(error))
-        named = {"error": type(error).__name__, "message": str(error), "code": code}
+        named = {"error": type(error).__name__, "message": message, "code": code}
         self._append("error", named | {"rank": self.rank, "traceback": trace} | fields)
 
     def result(self, fields: dict[str, Any]) -> None:
@@ -65,13 +65,20 @@ class Report:
 
 
 def write_by_rename(path: Path, data: bytes) -> None:
-    """Write a whole file under a temporary name, flush it to disk, then rename it."""
+    """Write a whole file under a temporary name, flush it to disk, then rename it.
+
+    Leaves nothing behind where that fails, which it says with the file's name.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def code_bytes() -> int:

@@ -7,12 +7,14 @@ Settings come from the environment (model/config.py), facts go to RUN_DIR (docs/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import resource
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.artifact import ArtifactError, decode, fit_by_pruning, pack_model
+from model.artifact import decode, fit_by_pruning, pack_model
 from model.attention import choose_attention
 from model.batches import TrainData
 from model.checkpoint import load_checkpoint
@@ -34,18 +36,22 @@ from model.evaluate import (
     move_to_compute,
     usual_shape,
 )
-from model.fields import ConfigError
+from model.failure import (
+    EXIT_OK,
+    EXIT_STOPPED,
+    NonFiniteLossError,
+    StopRequest,
+    StopSignal,
+    classify,
+)
 from model.gpt import GPT
-from model.gptq import GptqError, collect_hessians, quantize
+from model.gptq import collect_hessians, quantize
 from model.graphs import Graphs
 from model.ranks import Ranks, start_ranks, stop_ranks
 from model.report import ARTIFACT, Report, code_bytes, write_by_rename
-from model.shards import ShardError, load_val_tokens, train_files, val_files
-from model.tokens import TokenizerError, load_token_bytes
-from model.trainer import NonFiniteLossError, StopRequest, StopSignal, Trainer
-
-EXIT_OK, EXIT_CRASH, EXIT_USER, EXIT_NONFINITE, EXIT_OOM, EXIT_STOPPED = 0, 1, 2, 3, 4, 75
-USER_ERRORS = (ArtifactError, ConfigError, GptqError, ShardError, TokenizerError)
+from model.shards import load_val_tokens, train_files, val_files
+from model.tokens import load_token_bytes
+from model.trainer import Trainer
 
 
 @dataclass(kw_only=True)
@@ -336,24 +342,33 @@ def main() -> int:
     except StopRequest as request:
         report.event("stopped", reason=str(request), step=request.step)
         return EXIT_STOPPED
-    except NonFiniteLossError as error:
-        return _fail(report, error, "nonfinite", EXIT_NONFINITE, step=error.step)
-    except torch.OutOfMemoryError as error:
-        return _fail(report, error, "oom", EXIT_OOM)
-    except USER_ERRORS as error:
-        return _fail(report, error, "user", EXIT_USER)
     except Exception as error:
-        _fail(report, error, "crash", EXIT_CRASH)
-        raise
+        return _fail(report, error)
     stop_ranks()
     return EXIT_OK
 
 
-def _fail(report: Report, error: Exception, code: str, exit_code: int, **fields: int) -> int:
-    report.error(error, code=code, **fields)
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return exit_code
+def _fail(report: Report, error: Exception) -> int:
+    """Say why, in an event and on stderr; the rank's exit code."""
+    failure = classify(error)
+    message = "; ".join(filter(None, [str(error), failure.advice]))
+    step = {"step": error.step} if isinstance(error, NonFiniteLossError) else {}
+    with contextlib.suppress(OSError):  # a full disk takes no event either
+        report.error(error, code=failure.code, message=message, **step)
+    if failure.code == "crash":
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return failure.exit_code
+
+
+def leave(code: int) -> None:
+    """End the process; after a failure without the goodbyes that peers may keep it waiting for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code != EXIT_OK:
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.batches import Batch, Prefetcher, TrainData
 from model.checkpoint import State, save_checkpoint
 from model.config import Config
+from model.failure import NonFiniteLossError, StopRequest, StopSignal
 from model.gpt import GPT
 from model.graphs import Graphs
 from model.muon import build_optimizers
@@ -34,41 +34,6 @@ from model.schedule import (
 
 EVENT_SECONDS = 1.0  # a step event at least this often, whatever TRAIN_LOG_EVERY says
 FIRST_STEPS_LOGGED = 5
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss of a step was infinite or no number; the step's update was not made."""
-
-    def __init__(self, step: int, loss: float) -> None:
-        self.step = step
-        super().__init__(
-            f"the loss of step {step} is {loss}; lower the learning rates or GRAD_CLIP_NORM, or "
-            "look at the data of this step"
-        )
-
-
-class StopRequest(Exception):  # noqa: N818 - a request, not an error
-    """The run was asked to stop (SIGTERM); `step` is the last one that it finished, if known."""
-
-    def __init__(self, step: int | None = None) -> None:
-        self.step = step
-        super().__init__("asked to stop by SIGTERM")
-
-
-@dataclass
-class StopSignal:
-    """Remembers SIGTERM, or raises at once where nothing has to be finished first."""
-
-    requested: bool = False
-    at_once: bool = True
-
-    def install(self) -> None:
-        signal.signal(signal.SIGTERM, self._receive)
-
-    def _receive(self, *_: object) -> None:
-        self.requested = True
-        if self.at_once:
-            raise StopRequest
 
 
 @dataclass(kw_only=True)

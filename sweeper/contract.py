@@ -138,8 +138,11 @@ def same_value(asked: str, found: object) -> bool:
 
 
 def first_error(events: Iterable[Event]) -> Event | None:
-    """The earliest error event of any rank: the others often fail only in its wake."""
-    errors = [event for event in events if event["kind"] == "error"]
+    """The earliest error event of any rank: the others often fail only in its wake.
+
+    Those that say so themselves (`peer`) are no causes.
+    """
+    errors = [e for e in events if e["kind"] == "error" and e.get("code") != "peer"]
     return min(errors, key=_time, default=None)
 
 

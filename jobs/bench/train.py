@@ -36,13 +36,14 @@ from model.attention import choose_attention
 from model.batches import TrainData
 from model.config import PRESETS, Config
 from model.evaluate import compute_dtype, move_to_compute
+from model.failure import StopSignal
 from model.gpt import GPT
 from model.graphs import Graphs
 from model.ranks import Ranks, start_ranks, stop_ranks
 from model.recurrence import NO_LOOP, Loop, virtual_layers
 from model.report import Report
 from model.shards import train_files, write_shard
-from model.trainer import StopSignal, Trainer
+from model.trainer import Trainer
 
 PEAK_SIZE = {"cpu": 2_048, "cuda": 8_192}
 PEAK_REPEATS = 5

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from model.config import Config
+from model.failure import EXIT_STOPPED
 from model.report import ARTIFACT, EVENTS, RESULT, RESULT_SCHEMA
-from model.train import EXIT_STOPPED
 from sweeper.aggregate import MEASURES
 from sweeper.contract import NUMBERS, SCHEMA, EventReader, check_echo, first_error, read_result
 from sweeper.errors import ContractError

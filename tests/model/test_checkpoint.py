@@ -16,8 +16,8 @@ import torch
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import Config
+from model.failure import EXIT_STOPPED, EXIT_USER
 from model.fields import ConfigError
-from model.train import EXIT_STOPPED, EXIT_USER
 from tests.model.conftest import ROOT, Finished, Train, train_command, train_environment
 
 EVERY_STEP = 1e-9

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.failure import EXIT_NONFINITE, EXIT_STOPPED, EXIT_USER
 from model.report import code_bytes
 from model.shards import write_shard
-from model.train import EXIT_NONFINITE, EXIT_STOPPED, EXIT_USER
 from tests.model.conftest import (
     ROOT,
     VOCAB,
