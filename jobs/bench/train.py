@@ -120,6 +120,7 @@ def bench(config: Config, ranks: Ranks, steps: int, *, compare: bool) -> dict[st
         _time_loop(trainer, config, loop, steps, peak, name, compare)
         for name, loop in (("without recurrence", NO_LOOP), ("with recurrence", config.loop))
     ]
+    facts["onset"] = _onset(trainer, config, steps)
     facts["peak_memory_mib"] = _peak_memory_mib(device)
     trainer.batches.close()
     return facts
@@ -195,6 +196,23 @@ def _time_loop(
             "times_plain_range": [round(min(ratios), 3), round(max(ratios), 3)],
         }
     return row
+
+
+def _onset(trainer: Trainer, config: Config, steps: int) -> dict[str, float]:
+    """Whether recurrence stalls training when it starts: the slowest step from there on."""
+    device = trainer.ranks.device
+    times: dict[Loop, list[float]] = {}
+    for loop in (NO_LOOP, config.loop):
+        trainer.model.set_loop(loop)
+        times[loop] = [1000 * _seconds(lambda: _step(trainer), device) for _ in range(steps)]
+    median = statistics.median([ms for found in times.values() for ms in found])
+    after = times[config.loop]
+    return {
+        "median_ms": round(median, 2),
+        "first_ms": round(after[0], 2),
+        "slowest_ms": round(max(after), 2),
+        "slowest_by_median": round(max(after) / median, 3),
+    }
 
 
 def _step(trainer: Trainer) -> None:
@@ -348,6 +366,12 @@ def print_table(facts: dict[str, Any]) -> None:
             cells += [f"{row['plain_tokens_per_s']:,}", f"{row['times_plain']} ({low}–{high})"]
         table.add_row(*cells)
     console.print(table)
+    onset = facts["onset"]
+    console.print(
+        f"when recurrence starts: first step {onset['first_ms']:,.1f} ms, slowest "
+        f"{onset['slowest_ms']:,.1f} ms, {onset['slowest_by_median']} x the median step",
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ CONFIG = Config.from_env({"PRESET": "tiny", "VOCAB_SIZE": "64", "COMPILE": "1", 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_recurrence_starts_without_compiling(train: Train) -> None:
     two_layers = {"num_layers": 2, "ve_layers": 1, "parallel_start_layer": 1, "recur_layers": 1}
     settings = two_layers | {"iterations": 6, "recur_start_step": 3, "val_loss_every": 2}
