@@ -41,20 +41,20 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     """Causal grouped-query attention: q [B, T, H, C], k and v [B, T, K, C] -> [B, T, H, C]."""
     if backend == "fa3":
         assert flash_attn_3 is not None, "the choice is made among what is installed"
-        return flash_attn_3(q, k, v, causal=True)
+        y = flash_attn_3(q, k, v, causal=True)
+        return y[0] if isinstance(y, tuple) else y  # some builds return the normaliser too
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1))
     return y.transpose(1, 2)
 
 
 def choose_attention(config: Config, device: torch.device, dtype: torch.dtype) -> Choice:
-    """The implementation that the config names, or on a GPU the fastest, from now on in use.
+    """The implementation that the config names, or on a GPU the fastest; see `allow_attention`.
 
     Raises ConfigError when the named one cannot run here.
     """
     asked = config.attention
     if asked == "sdpa" or (asked == "auto" and device.type == "cpu"):
-        _allow("sdpa")
         return Choice(backend="sdpa", measured_ms={})
     tried = ["fa3", "cudnn", "flash", "efficient"] if asked == "auto" else [asked]
     times = {name: measure(name, config, device, dtype) for name in tried}
@@ -65,7 +65,6 @@ def choose_attention(config: Config, device: torch.device, dtype: torch.dtype) -
             "ATTENTION=auto"
         )
     best = min(usable, key=lambda name: usable[name])
-    _allow(best)
     return Choice(backend=best, measured_ms={name: round(ms, 3) for name, ms in usable.items()})
 
 
@@ -82,21 +81,24 @@ def measure(backend: str, config: Config, device: torch.device, dtype: torch.dty
 
     q, k, v = heads(config.num_heads), heads(config.num_kv_heads), heads(config.num_kv_heads)
     times = []
-    _allow(backend)
+    allow_attention(backend)
     for _ in range(REPEATS):
         started = time.perf_counter()
         try:
             y = causal_attention(q, k, v, backend)
             torch.autograd.grad(y.sum(), (q, k, v))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
         except RuntimeError:
             return math.inf
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - started))
     return sorted(times)[REPEATS // 2]
 
 
-def _allow(backend: str) -> None:
-    """Allow torch one of its implementations, or all where it is to choose itself."""
+def allow_attention(backend: str) -> None:
+    """Let torch use this one of its implementations, or any where it is to choose itself.
+
+    Holds for the whole process; measuring leaves the last one that was tried.
+    """
     for name, switch in SWITCHES.items():
         switch(name == backend or backend not in SWITCHES)

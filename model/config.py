@@ -8,7 +8,6 @@ for a laptop's CPU).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -290,12 +289,6 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
         # Whoever says when recurrence starts does not mean the preset's start as well.
         values = {name: value for name, value in values.items() if name not in RECUR_STARTS}
     return values | given
-
-
-def known_name(name: str) -> str | None:
-    """The setting that a misspelt environment name was probably meant to be."""
-    matches = difflib.get_close_matches(name.lower(), [*_TYPES, *ALIASES], n=1)
-    return matches[0].upper() if matches else None
 
 
 def _validate(config: Config) -> None:

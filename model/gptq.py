@@ -144,10 +144,15 @@ def collect_hessians(model: GPT, inputs: Iterable[Tensor], min_weights: int) -> 
         return model.get_submodule(name).register_forward_pre_hook(add)
 
     handles = [watch(name) for name in sorted(set(sources.values()))]
+    precision = torch.get_float32_matmul_precision()
+    # TF32 holds bfloat16 inputs exactly, and makes the products as fast as training's on a GPU.
+    if model.compute_dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("high")
     try:
         for input_ids in inputs:
             model.hidden(input_ids)
     finally:
+        torch.set_float32_matmul_precision(precision)
         for handle in handles:
             handle.remove()
     return {name: sums[source] for name, source in sources.items()}

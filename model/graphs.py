@@ -29,6 +29,9 @@ class Graphs:
         self._shapes: set[Shape] = set()
         if self.compiling:
             torch._dynamo.config.recompile_limit = MAX_GRAPHS
+            # Whole graphs under DDP too: cut at its buckets they run into what older versions
+            # cannot cut, and 34 M gradients are exchanged in a millisecond anyway.
+            torch._dynamo.config.optimize_ddp = False
             self.network = cast(nn.Module, torch.compile(model, backend=backend, dynamic=False))
             self._compiled_nats = torch.compile(model.nats, backend=backend, dynamic=False)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from model.artifact import decode, fit_by_pruning, pack_model
-from model.attention import choose_attention
+from model.attention import allow_attention, choose_attention
 from model.batches import TrainData
 from model.checkpoint import load_checkpoint
 from model.config import Config
@@ -122,6 +122,7 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
     move_to_compute(model, ranks.device, config)
     attention = choose_attention(config, ranks.device, model.compute_dtype)
     attention = ranks.gather(attention)[0]  # one choice for all ranks
+    allow_attention(attention.backend)
     model.set_attention(attention.backend)
     graphs = Graphs(model, config, ranks.device)
     validation = _load_validation(config, ranks, report, graphs)
@@ -159,6 +160,12 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
 
     # ---- the EMA weights, before quantisation
     hessians, hessian_seconds = _calibrate(trainer, config, ranks, report)
+    spent, cap = trained.train_seconds + hessian_seconds, config.max_wallclock_seconds
+    if 0 < cap < spent:
+        report.warning(
+            f"training and calibration took {spent:.1f} s, over MAX_WALLCLOCK_SECONDS {cap:g}; "
+            "raise GPTQ_RESERVE_SECONDS"
+        )
     report.phase("eval")
     before = validation.score(step=trained.steps, metric="prequant")
     report.line(

@@ -159,18 +159,19 @@ class Trainer:
         self.stop.at_once = False  # a step that has begun is finished
         clock.start()
         while True:
-            # The shared clock decides, and never lets a step end beyond the cap.
+            # The shared clock decides, and begins no step that would end beyond the cap.
             mean_step = elapsed / max(self.step, 1)
             capped = budget > 0 and elapsed + mean_step > budget
             last = capped or self.step >= config.iterations
+            done = progress(step=self.step, elapsed=elapsed, config=config)
+            if not last:
+                self.prepare_step(done)
             if last or self._validation_due():
                 clock.pause(self.ranks.device)
                 self.validate(self.step)
                 clock.start()
             if last:
                 break
-            done = progress(step=self.step, elapsed=elapsed, config=config)
-            self.prepare_step(done)
             save = time.monotonic() - saved_at >= (config.checkpoint_seconds or math.inf)
             loss, elapsed, stopping, save = self._agree(self.forward_backward(), save)
             if not math.isfinite(loss):
@@ -186,6 +187,11 @@ class Trainer:
             if stopping:
                 raise StopRequest(self.step)
         clock.pause(self.ranks.device)
+        if self.ranks.agree([float(self.stop.requested)])[0] > 0:
+            # Asked in the last step or while it was validated.
+            if config.checkpoint_seconds:
+                self.save()
+            raise StopRequest(self.step)
         self.stop.at_once = True
         if self.graphs.made() > self.graphs_made:
             late = self.graphs.made() - self.graphs_made
@@ -263,7 +269,9 @@ class Trainer:
         sequences = self.config.train_batch_tokens // self.config.train_seq_len
         for _ in range(self.config.gptq_calibration_batches):
             inputs, _ = self._next_share(sequences, sequences // self.ranks.world)
-            yield inputs
+            # In the parts that training has shown to fit into memory.
+            yield from inputs.chunk(self.config.micro_batches(self.ranks.world))
+        self.batches.close()
 
     def _agree(self, loss: HostScalar, save: bool) -> tuple[float, float, bool, bool]:
         """Global mean loss, rank 0's clock, whether any rank was asked to stop, and whether it is

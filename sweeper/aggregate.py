@@ -62,8 +62,10 @@ def _run_row(run: RunRow, trial: str, attempts: list[AttemptRow]) -> dict[str, A
         "attempts": len(attempts),
         "metric": None if result is None else result["metric"],
         **measures,
+        "resumed_from_step": None if result is None else result.get("resumed_from_step"),
         "stop_reason": None if result is None else result.get("stop_reason"),
         "message": None if last is None else last.message,
+        "code": None if last is None else last.code,
         "host": None if last is None else last.host,
         "gpus": None if last is None else last.gpus,
         "path": None if last is None else last.path,
@@ -83,6 +85,8 @@ def trials_frame(ledger: Ledger) -> pd.DataFrame:
             "n": len(finished),
             "seeds": len(mine),
             "failed": int((mine["state"] == RunState.FAILED.value).sum()),
+            "resumed": int(finished["resumed_from_step"].notna().sum()),
+            "codes": int(finished["code"].nunique()),
         }
         for name in MEASURES:
             row |= _columns(name, summarise([float(value) for value in finished[name]]))
@@ -236,11 +240,21 @@ def as_markdown(trials: pd.DataFrame) -> str:
 def _remarks(trials: pd.DataFrame) -> list[str]:
     """What a reader must know before believing the table."""
     missing = trials[trials["n"] < trials["seeds"]]
-    return [
+    incomplete = [
         f"{row['trial']}: {row['n']} of {row['seeds']} seeds finished, {row['failed']} failed; "
         "not to be compared yet"
         for row in records(missing)
     ]
+    resumed = [
+        f"{row['trial']}: {row['resumed']} of {row['n']} runs were interrupted and resumed"
+        for row in records(trials[trials["resumed"] > 0])
+    ]
+    mixed = [
+        f"{row['trial']}: its runs are of {row['codes']} versions of the code, so not of one "
+        "configuration"
+        for row in records(trials[trials["codes"] > 1])
+    ]
+    return incomplete + resumed + mixed
 
 
 def _spread(mean: float | None, std: float | None) -> str:

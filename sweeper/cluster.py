@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,8 @@ class SlotActor:
 
     def run(self, request: LaunchRequest, gpus: tuple[str, ...]) -> None:
         """Launch the attempt and return when nothing of it runs any more."""
+        if not request.directory:
+            raise OSError("no directory could be made for the run on its host")
         self._running = RunningAttempt(request, gpus)
         self._running.wait()
 
@@ -218,6 +221,7 @@ class Cluster:
         self._nonce = secrets.token_hex(16)
         self._opened = 0
         self._failed_openings = 0
+        self._most = sys.maxsize  # slots that this cluster has shown to be able to hold
         self.slots: list[Slot] = []
 
     def __enter__(self) -> Cluster:
@@ -272,7 +276,7 @@ class Cluster:
             max_concurrency=SLOT_THREADS,
             max_restarts=0,
         )(SlotActor)
-        while len(self.slots) < count:
+        while len(self.slots) < min(count, self._most):
             actor = remote.remote()
             opening = actor.describe.remote(str(self._sweep.nonce), self._nonce)
             self.slots.append(Slot(number=self._opened, actor=actor, opening=opening))
@@ -321,7 +325,12 @@ class Cluster:
 
     def _count_failed_opening(self, error: Exception) -> None:
         self._failed_openings += 1
-        if self._failed_openings >= MAX_FAILED_OPENINGS:
+        if self._failed_openings < MAX_FAILED_OPENINGS:
+            return
+        if any(slot.facts is not None for slot in self.slots):
+            # Some node is unfit; the slots that work elsewhere go on without it.
+            self._most = len(self.slots)
+        else:
             raise UserError(
                 f"Ray cannot start a slot on this cluster: {_last_line(error)}. Its nodes need "
                 "this project and Python environment, and room for one more process"

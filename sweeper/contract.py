@@ -134,7 +134,14 @@ def same_value(asked: str, found: object) -> bool:
     if isinstance(found, list):
         parts = [part for part in text.split(",") if part.strip()]
         return len(parts) == len(found) and all(map(same_value, parts, found))
-    return text.replace(" ", "") == str(found).replace(" ", "")
+    return _items(text) == _items(str(found))
+
+
+def _items(text: str) -> list[str]:
+    """The parts of a list in text; `none` is an empty one."""
+    if text.strip().lower() in NONE_WORDS:
+        return []
+    return [part for part in text.replace(" ", "").split(",") if part]
 
 
 def first_error(events: Iterable[Event]) -> Event | None:

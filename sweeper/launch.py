@@ -28,7 +28,15 @@ TAG_NAME = "SWEEPER_TAG"
 PROJECT = Path(__file__).resolve().parent.parent
 TAIL_BYTES = 4_000
 # What a run must not inherit from the process that launches it: torchrun of another run.
-FOREIGN_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+FOREIGN_NAMES = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
+)
+# On every machine; a setting of the same name is not meant by them.
+SYSTEM_NAMES = frozenset(
+    {"HOME", "HOSTNAME", "LANG", "LOGNAME", "MAIL", "PATH", "PWD", "SHELL", "TERM", "TMPDIR"}
+    | {"USER"}
+)
 # torchrun's own words about the first rank that failed.
 FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 ERROR_STATES = {
@@ -172,8 +180,9 @@ def build_env(request: LaunchRequest, gpus: Sequence[str]) -> dict[str, str]:
 
 
 def inherited_names(request: LaunchRequest) -> list[str]:
-    """The names in a run's environment that the sweep does not set."""
-    return sorted(os.environ.keys() - _set_env(request, ()).keys() - set(FOREIGN_NAMES))
+    """The names in a run's environment that the sweep does not set, the system's own apart."""
+    set_here = _set_env(request, ()).keys() | set(FOREIGN_NAMES) | SYSTEM_NAMES
+    return sorted(os.environ.keys() - set_here)
 
 
 def _set_env(request: LaunchRequest, gpus: Sequence[str]) -> dict[str, str]:
@@ -248,9 +257,7 @@ def judge(attempt: AttemptDir, overrides: Mapping[str, str]) -> Outcome:
         ended = json.loads(attempt.exit.read_bytes())
         code, asked = int(ended["exit_code"]), ended["stop_reason"]
     except (OSError, ValueError, KeyError, TypeError):
-        return Outcome(
-            state=AttemptState.LOST, message="its processes were killed together with their guard"
-        )
+        return _judge_unended(attempt)
     events = EventReader(attempt.events).read()
     if code != 0:
         return _judge_failure(attempt, events, code, asked)
@@ -300,17 +307,32 @@ def _check_artifact(attempt: AttemptDir, result: Mapping[str, Any]) -> None:
         )
 
 
+def _judge_unended(attempt: AttemptDir) -> Outcome:
+    """An attempt whose guard left no word: killed with it, or with no room to write it."""
+    error = first_error(EventReader(attempt.events).read())
+    if error is not None and error.get("code") in ERROR_STATES:
+        return _of_error(error, None)
+    return Outcome(
+        state=AttemptState.LOST, message="its processes were killed together with their guard"
+    )
+
+
+def _of_error(error: Mapping[str, Any], code: int | None) -> Outcome:
+    """The outcome that a run's own error event tells."""
+    state = ERROR_STATES.get(str(error.get("code")), AttemptState.CRASHED)
+    rank = error.get("rank", 0)
+    where = f" (rank {rank})" if rank else ""
+    message = f"{error.get('error', 'error')}{where}: {error.get('message', '')}"
+    trace = str(error.get("traceback", "")) or None
+    return Outcome(state=state, exit_code=code, message=message, traceback=trace)
+
+
 def _judge_failure(
     attempt: AttemptDir, events: list[dict[str, Any]], code: int, asked: str | None
 ) -> Outcome:
     error = first_error(events)
     if error is not None:
-        state = ERROR_STATES.get(str(error.get("code")), AttemptState.CRASHED)
-        rank = error.get("rank", 0)
-        where = f" (rank {rank})" if rank else ""
-        message = f"{error.get('error', 'error')}{where}: {error.get('message', '')}"
-        trace = str(error.get("traceback", "")) or None
-        return Outcome(state=state, exit_code=code, message=message, traceback=trace)
+        return _of_error(error, code)
     # What the run says of having stopped is no evidence: torchrun stops the ranks of a dead one.
     if asked == guard.ASKED:
         return Outcome(state=AttemptState.STOPPED, exit_code=code, message="stopped on request")

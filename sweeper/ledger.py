@@ -30,7 +30,8 @@ CREATE TABLE runs (id INTEGER PRIMARY KEY, trial INTEGER NOT NULL REFERENCES tri
                    seed INTEGER NOT NULL, state TEXT NOT NULL, UNIQUE (trial, seed));
 CREATE TABLE attempts (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id),
                        number INTEGER NOT NULL, state TEXT NOT NULL, path TEXT NOT NULL,
-                       host TEXT NOT NULL, gpus TEXT NOT NULL, launched REAL NOT NULL, ended REAL,
+                       host TEXT NOT NULL, gpus TEXT NOT NULL, code TEXT,
+                       launched REAL NOT NULL, ended REAL,
                        exit_code INTEGER, message TEXT, traceback TEXT, result TEXT,
                        UNIQUE (run, number));
 CREATE UNIQUE INDEX one_result ON attempts (run) WHERE state = 'finished';
@@ -84,7 +85,7 @@ class RunRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptRow:
-    """One launch of a run; times in Unix seconds."""
+    """One launch of a run; times in Unix seconds. `code` is the hash of what it executes."""
 
     id: int
     run: int
@@ -93,6 +94,7 @@ class AttemptRow:
     path: str
     host: str
     gpus: str
+    code: str | None
     launched: float
     ended: float | None
     exit_code: int | None
@@ -166,13 +168,22 @@ class Ledger:
 
     # ---- what happens
 
-    def launched(self, run: RunRow, *, number: int, path: str, host: str, gpus: str) -> int:
+    def launched(
+        self,
+        run: RunRow,
+        *,
+        number: int,
+        path: str,
+        host: str,
+        gpus: str,
+        code: str | None = None,
+    ) -> int:
         """Record a launch, before it is made; returns the attempt's id."""
         with self._transaction():
             cursor = self._db.execute(
-                "INSERT INTO attempts (run, number, state, path, host, gpus, launched)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (run.id, number, AttemptState.LAUNCHED, path, host, gpus, time.time()),
+                "INSERT INTO attempts (run, number, state, path, host, gpus, code, launched)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (run.id, number, AttemptState.LAUNCHED, path, host, gpus, code, time.time()),
             )
             self._set_run(run.id, RunState.RUNNING)
         assert cursor.lastrowid is not None

@@ -32,7 +32,7 @@ from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunRow, RunState, TrialRow
 from sweeper.policy import after_attempt
 from sweeper.progress import Progress
-from sweeper.provenance import record_spec
+from sweeper.provenance import describe_code, record_spec
 from sweeper.spec import SweepSpec
 from sweeper.view import Observer, SweepView
 
@@ -93,6 +93,7 @@ class Loop:
     observer: Observer
     interrupts: Interrupts
     session: str
+    code: str | None = None  # hash of what the runs execute
     _work: dict[Slot, _Work] = field(default_factory=dict)
     _ends: dict[int, list[AttemptState]] = field(default_factory=dict)
     _dead: set[int] = field(default_factory=set)
@@ -154,6 +155,7 @@ class Loop:
             path=str(directory.path.relative_to(self.sweep.path)),
             host=slot.facts.host,
             gpus=",".join(slot.facts.gpus),
+            code=self.code,
         )
         limits, resources = self.spec.limits, self.spec.resources
         overrides = trial.env | {"SEED": str(run.seed)}
@@ -258,6 +260,7 @@ def run_sweep(
             progress.update(observer.look())
             with Cluster(spec.resources, options, sweep) as cluster:
                 loop = Loop(spec, sweep, ledger, cluster, progress, observer, interrupts, session)
+                loop.code = describe_code(spec.workload.module)["sha256"]
                 loop.run()
         if interrupts.count:
             raise KeyboardInterrupt

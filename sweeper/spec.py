@@ -35,7 +35,7 @@ EnvValue = StrictBool | StrictInt | StrictFloat | StrictStr
 Env = dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], EnvValue]
 # The sweeper sets these itself, for every run.
 RESERVED_NAMES = frozenset({"SEED", "RUN_DIR"})
-PATH_NAME = re.compile(r"DATA_DIR|.*_(PATH|DIR)")
+PATH_NAME = re.compile(r"DATA_DIR|RESUME_FROM|.*_(PATH|DIR)")
 DIRECTORY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_SEED = 2**63 - 1  # what the ledger can hold
 
@@ -160,6 +160,9 @@ def load_spec(
     except ValidationError as error:
         lines = [f"{path}: {_explain(detail)}" for detail in error.errors() if not _follows(detail)]
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
+    for trial in spec.trials:
+        for name in trial.env.keys() & (env or {}).keys():
+            raise SpecError(f"--env {name}: trial {trial.name!r} of {path} sets it itself")
     return resolve_paths(spec, base or Path.cwd())
 
 
@@ -169,7 +172,7 @@ def resolve_paths(spec: SweepSpec, base: Path) -> SweepSpec:
     def resolve(env: Env) -> Env:
         return {
             name: str((base / value).absolute())
-            if PATH_NAME.fullmatch(name) and isinstance(value, str)
+            if PATH_NAME.fullmatch(name) and isinstance(value, str) and value not in ("", "none")
             else value
             for name, value in env.items()
         }

@@ -74,7 +74,6 @@ class _Progress:
     iterations: int | None = None
     train_loss: float | None = None
     fraction: float = 0.0
-    scored: int = 0
 
     def update(self) -> None:
         for event in self.reader.read():

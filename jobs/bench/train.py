@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import nn
 
 from jobs.bench.plain import PlainMuon, plain_loss
-from model.attention import choose_attention
+from model.attention import allow_attention, choose_attention
 from model.batches import TrainData
 from model.config import PRESETS, Config
 from model.evaluate import compute_dtype, move_to_compute
@@ -145,6 +145,7 @@ def _trainer(config: Config, ranks: Ranks) -> tuple[Trainer, Any]:
     model = GPT(config)
     move_to_compute(model, ranks.device, config)
     attention = ranks.gather(choose_attention(config, ranks.device, model.compute_dtype))[0]
+    allow_attention(attention.backend)
     model.set_attention(attention.backend)
     trainer = Trainer(
         config=config,

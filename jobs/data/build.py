@@ -90,7 +90,8 @@ def build(corpus: Corpus, request: Request, data: DataDir, meter: Meter) -> bool
         else:
             shutil.copyfile(request.tokenizer, files.tokenizer)
         splits = _write_splits(corpus, val_documents, survey, request, files, meter)
-        data.publish(files, data.describe(files.tokenizer, source=source, splits=splits))
+        description = data.describe(files.tokenizer, source=source, splits=splits)
+        data.publish(files, description, replace=request.replace)
     return True
 
 
@@ -178,10 +179,18 @@ def _write_splits(
     """Tokenize all documents into the shards of both splits, and describe them."""
     writers = {split: ShardWriter(files.dataset, split, request.shard_tokens) for split in SPLITS}
     batches = cut_batches(corpus.read(), val_documents)
+    found = {"documents": 0, "bytes": 0}
     with meter.task("tokenizing", survey.bytes):
         for batch, tokens in encode_batches(batches, files.tokenizer, request.workers):
             writers[batch.split].add(tokens)
             meter.advance(batch.bytes)
+            found["documents"] += len(batch.texts)
+            found["bytes"] += batch.bytes
+    if found != {"documents": survey.documents, "bytes": survey.bytes}:
+        raise DataError(
+            f"the documents changed while they were read ({survey.documents} at first, then "
+            f"{found['documents']}); give files that nobody writes to, and no pipes"
+        )
     documents = {"val": val_documents, "train": survey.documents - val_documents}
     return {
         split: describe_split(writer.close(), documents=documents[split])

@@ -132,13 +132,9 @@ class DataDir:
         }
 
     def check_free(self, *, replace: bool) -> None:
-        """DataError when there is a data set or a tokenizer that nobody has asked to replace."""
-        taken = [path for path in (self.dataset, self.tokenizer) if path.exists()]
-        if taken and not replace:
-            raise DataError(
-                f"{taken[0]}: is there already, made otherwise; choose another directory with "
-                "--out, or replace it with --replace"
-            )
+        """DataError when there is a data set that nobody has asked to replace."""
+        if self.dataset.exists() and not replace:
+            raise _taken(self.dataset)
 
     def stage(self) -> Staged:
         """An empty place for a new data set, without what an interrupted one has left."""
@@ -149,13 +145,23 @@ class DataDir:
         files.dataset.mkdir(parents=True)
         return files
 
-    def publish(self, files: Staged, description: Description) -> None:
-        """Put a staged data set in place of what was there, if anything."""
+    def publish(self, files: Staged, description: Description, *, replace: bool) -> None:
+        """Put a staged data set in place of what was there, if anything.
+
+        Raises DataError when another tokenizer is there that nobody has asked to replace.
+        """
+        # The same one may be left of a build that was killed just here.
+        other = self.tokenizer.exists() and (
+            file_sha256(self.tokenizer) != file_sha256(files.tokenizer)
+        )
+        if other and not replace:
+            raise _taken(self.tokenizer)
         write_json(files.dataset / self.description.name, description)
         self.tokenizer.parent.mkdir(parents=True, exist_ok=True)
         self.dataset.parent.mkdir(parents=True, exist_ok=True)
+        if self.dataset.exists():
+            self.dataset.replace(self.staging / "replaced")
         # The data set goes last: with it the tokenizer is there too.
-        shutil.rmtree(self.dataset, ignore_errors=True)
         files.tokenizer.replace(self.tokenizer)
         files.dataset.replace(self.dataset)
         shutil.rmtree(self.staging)
@@ -178,6 +184,13 @@ class DataDir:
             datasets.append(_dataset_entry(place, description))
             tokenizers.append(_tokenizer_entry(place, description))
         write_json(self.manifest, {"datasets": datasets, "tokenizers": tokenizers})
+
+
+def _taken(path: Path) -> DataError:
+    return DataError(
+        f"{path}: is there already, made otherwise; choose another directory with --out, or "
+        "replace it with --replace"
+    )
 
 
 def shard_facts(description: Description) -> dict[str, dict[str, Any]]:

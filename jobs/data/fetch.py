@@ -144,7 +144,9 @@ def list_export(
     ]
     if not tokenizer:
         raise DataError(f"{export.repo}: no {data.tokenizer.name} in {export.prefix!r}")
-    return tokenizer + [shards[name] for name in val + train[:train_shards]]
+    # What is here beyond the number asked for is trained on as well, so it is described too.
+    more = [name for name in train[train_shards:] if shards[name].place.exists()]
+    return tokenizer + [shards[name] for name in val + train[:train_shards] + more]
 
 
 def _list_folder(api: HfApi, export: Export, commit: str, folder: str) -> list[RepoFile]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,6 +310,46 @@ def test_a_killed_build_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert not list(out.glob(".partial*"))
     assert tokens_of(out, 330, "train").size > 10_000
+
+
+def test_documents_that_can_be_read_only_once_are_refused(tmp_path: Path) -> None:
+    docs = write_jsonl(tmp_path / "docs.jsonl", documents())
+    first = run_data("prepare", docs, "--vocab-size", 300, "--out", tmp_path / "first")
+    assert first.returncode == 0, first.stderr
+    tokenizer = tmp_path / "first" / "tokenizers" / "fineweb_300_bpe.model"
+    out = tmp_path / "out"
+    command = ["prepare", "/dev/stdin", "--vocab-size", "300", "--tokenizer", str(tokenizer)]
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.data", *command, "--separator", "\n", "--out", str(out)],
+        cwd=ROOT,
+        input=docs.read_text(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_refused(done, "the documents changed while they were read (40 at first, then 0)")
+    assert not (out / "datasets").exists()
+
+
+def test_a_build_killed_between_its_two_renames_is_made_anew(tmp_path: Path) -> None:
+    docs = write_jsonl(tmp_path / "docs.jsonl", documents())
+    common = ("prepare", docs, "--vocab-size", 300, "--out", tmp_path / "out")
+    assert run_data(*common).returncode == 0
+    before = contents(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "datasets")
+    done = run_data(*common)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_tokenizer_of_somebody_elses_is_not_overwritten(tmp_path: Path) -> None:
+    docs = write_jsonl(tmp_path / "docs.jsonl", documents())
+    theirs = tmp_path / "out" / "tokenizers" / "fineweb_300_bpe.model"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"precious")
+    done = run_data("prepare", docs, "--vocab-size", 300, "--out", tmp_path / "out")
+    assert_refused(done, "fineweb_300_bpe.model", "--replace")
+    assert theirs.read_bytes() == b"precious"
 
 
 def test_two_vocabularies_share_a_directory(tmp_path: Path) -> None:

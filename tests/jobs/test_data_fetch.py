@@ -96,6 +96,15 @@ def test_what_is_here_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
     assert len(description["splits"]["train"]["files"]) == TRAIN_SHARDS
 
 
+def test_shards_beyond_the_number_asked_for_stay_described(hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert fetch(hub, out, shards=TRAIN_SHARDS).returncode == 0
+    assert fetch(hub, out, shards=1).returncode == 0
+    description = DataDir(out, VOCAB).described()
+    assert description is not None
+    assert len(description["splits"]["train"]["files"]) == TRAIN_SHARDS
+
+
 def test_a_broken_connection_is_tried_again(hub: Hub, tmp_path: Path) -> None:
     hub.cut_once = {"fineweb_train_000001.bin"}
     done = fetch(hub, tmp_path / "out")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,22 @@ def test_a_missing_seed_is_said_in_words(ledger: Ledger, sweep: SweepDir) -> Non
         text = report(sweep, form)
         assert remark in text.splitlines()
         assert "low: " not in text
+
+
+def test_interrupted_runs_and_mixed_code_are_said_in_words(sweep: SweepDir) -> None:
+    with closing(Ledger.open_for_writing(sweep.ledger, make_spec())) as ledger:
+        for number, run in enumerate(run for run in ledger.runs() if run.trial == 0):
+            attempt = ledger.launched(
+                *(run,), number=1, path="a", host="box", gpus="", code=f"hash {number % 2}"
+            )
+            facts = result_facts(seed=run.seed, resumed_from_step=7 if number == 0 else None)
+            ledger.ended(attempt, AttemptState.FINISHED, RunState.FINISHED, result=facts)
+        rows = trial_rows(ledger)
+    assert (rows[0]["resumed"], rows[0]["codes"]) == (1, 2)
+    text = report(sweep, "table")
+    assert "low: 1 of 3 runs were interrupted and resumed" in text
+    assert "low: its runs are of 2 versions of the code" in text
+    assert "high: its runs" not in text
 
 
 def test_the_table_has_a_line_a_trial(ledger: Ledger, sweep: SweepDir) -> None:

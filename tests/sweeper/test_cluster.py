@@ -223,6 +223,36 @@ class SlotActor(cluster.SlotActor):
 cluster.SlotActor = SlotActor
 sys.exit(main(sys.argv[1:]))
 """
+# As where one node has it: the first actor of all is well, none after it.
+ONE_GOOD_SLOT = """
+import os, sys
+from sweeper import cluster
+from sweeper.cli import main
+
+class SlotActor(cluster.SlotActor):
+    def __init__(self):
+        os.close(os.open(os.environ["CLAIM"], os.O_CREAT | os.O_EXCL))
+        super().__init__()
+
+cluster.SlotActor = SlotActor
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_slots_that_cannot_begin_leave_the_others_alone(place: Place) -> None:
+    spec = place.write_spec("half", seeds=(1, 2, 3), trials={"t": {}})
+    arguments = ["run", str(spec), "--root", str(place.root), "--num-cpus", "3"]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_GOOD_SLOT, *arguments],
+        cwd=ROOT,
+        env=place.env | {"CLAIM": str(place.scratch / "claimed")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    check_finished(place.sweep("half"), 3)
 
 
 def test_slots_that_cannot_begin_end_the_sweep_with_the_reason(place: Place, head: Head) -> None:

@@ -505,6 +505,14 @@ def test_without_the_guards_word_a_run_is_lost(tmp_path: Path, content: bytes | 
     assert judge(attempt, OVERRIDES).state is AttemptState.LOST
 
 
+def test_a_runs_own_word_counts_where_the_guard_could_leave_none(tmp_path: Path) -> None:
+    said = {"kind": "error", "t": 2.0, "error": "OSError", "message": "disk full", "code": "user"}
+    attempt = write_attempt(tmp_path / "a", events=[said])
+    attempt.exit.unlink()
+    outcome = judge(attempt, OVERRIDES)
+    assert (outcome.state, outcome.message) == (AttemptState.USER_ERROR, "OSError: disk full")
+
+
 def test_an_attempt_that_never_began_is_lost(tmp_path: Path) -> None:
     assert judge(AttemptDir(tmp_path / "nothing"), OVERRIDES).state is AttemptState.LOST
 

@@ -426,3 +426,27 @@ def test_a_spec_comes_back_from_json_as_it_was(
     assert again == spec
     assert again.trial_env(again.trials[0]) == spec.trial_env(spec.trials[0])
     assert SweepSpec.model_validate(spec.model_dump(by_alias=True)) == spec
+
+
+def test_settings_from_the_command_line_join_those_for_all_trials(tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text(
+        'name = "s"\nseeds = [1]\n[[trial]]\nname = "a"\n[trial.env]\nLR = 0.1\n'
+        '[[trial]]\nname = "b"\n'
+    )
+    spec = load_spec(path, env={"DATA_DIR": "/data", "STEPS": "3"})
+    assert spec.trial_env(spec.trials[0]) == {"DATA_DIR": "/data", "LR": "0.1", "STEPS": "3"}
+    with pytest.raises(SpecError, match=r"--env LR: trial 'a' of .* sets it itself"):
+        load_spec(path, env={"LR": "0.2"})
+    with pytest.raises(SpecError, match="SEED is set by the sweeper"):
+        load_spec(path, env={"SEED": "2"})
+
+
+def test_a_path_that_is_none_stays_none(tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text(
+        'name = "s"\nseeds = [1]\n[env]\nTOKENIZER_PATH = "none"\nRESUME_FROM = "old"\n'
+        '[[trial]]\nname = "a"\n'
+    )
+    spec = load_spec(path, base=tmp_path)
+    assert spec.env == {"TOKENIZER_PATH": "none", "RESUME_FROM": str(tmp_path / "old")}
