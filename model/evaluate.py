@@ -32,6 +32,7 @@ from model.config import Config
 from model.fields import ConfigError
 from model.gpt import GPT
 from model.graphs import Shape
+from model.precision import DTYPES, choose_dtype
 from model.ranks import Ranks, start_ranks
 from model.report import RESULT
 from model.shards import ShardError, load_val_tokens, val_files
@@ -172,10 +173,10 @@ def _score_batch(
     return torch.stack([total, count, token_bytes.count(previous, targets).double()])
 
 
-def score_artifact(data: bytes, config: Config, ranks: Ranks) -> Score:
+def score_artifact(data: bytes, config: Config, ranks: Ranks, dtype: str) -> Score:
     """The headline score of an artifact: read back, sliding windows (plain where disabled)."""
     model, _ = decode(data)
-    move_to_compute(model, ranks.device, config)
+    move_to_compute(model, ranks.device, dtype)
     if model.config.vocab_size != config.vocab_size:
         raise ArtifactError(
             f"the artifact has {model.config.vocab_size} tokens, VOCAB_SIZE is {config.vocab_size}"
@@ -193,26 +194,22 @@ def score_artifact(data: bytes, config: Config, ranks: Ranks) -> Score:
     )
 
 
-def move_to_compute(model: GPT, device: torch.device, config: Config) -> None:
-    """Place a model, and let it compute in the dtype that the config asks for."""
+def move_to_compute(model: GPT, device: torch.device, dtype: str) -> None:
+    """Place a model, and let it compute in a dtype of `precision.DTYPES`."""
     model.to(device)
-    model.compute_dtype = compute_dtype(config, device)
+    model.compute_dtype = DTYPES[dtype]
 
 
-def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """Of the activations: bfloat16 on GPUs, float32 on CPUs, unless the config says which."""
-    if config.compute_dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if config.compute_dtype == "bfloat16" else torch.float32
-
-
-def _read_run(path: Path) -> tuple[bytes, Config]:
-    """An artifact and its config: from a run directory, or a file and the environment."""
+def _read_run(path: Path) -> tuple[bytes, Config, str | None]:
+    """An artifact, its config and the dtype it was scored in: from a run directory, or a file and
+    the environment.
+    """
     try:
         if path.is_dir():
             result = json.loads((path / RESULT).read_bytes())
-            return (path / result["artifact"]).read_bytes(), Config.from_echo(result["config"])
-        return path.read_bytes(), Config.from_env(os.environ)
+            data = (path / result["artifact"]).read_bytes()
+            return data, Config.from_echo(result["config"]), result["compute_dtype"]
+        return path.read_bytes(), Config.from_env(os.environ), None
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise ArtifactError(f"{path}: no artifact or finished run: {error!r}") from error
 
@@ -226,8 +223,9 @@ def main() -> int:
     parser.add_argument("path", type=Path, help="a run directory, or an artifact")
     arguments = parser.parse_args()
     try:
-        data, config = _read_run(arguments.path)
-        score = score_artifact(data, config, start_ranks(config, os.environ))
+        data, config, dtype = _read_run(arguments.path)
+        ranks = start_ranks(config, os.environ)
+        score = score_artifact(data, config, ranks, dtype or choose_dtype(config, ranks.device))
     except (ArtifactError, ConfigError, ShardError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

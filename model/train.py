@@ -47,6 +47,7 @@ from model.failure import (
 from model.gpt import GPT
 from model.gptq import collect_hessians, quantize
 from model.graphs import Graphs
+from model.precision import choose_dtype
 from model.ranks import Ranks, start_ranks, stop_ranks
 from model.report import ARTIFACT, Report, code_bytes, write_by_rename
 from model.shards import load_val_tokens, train_files, val_files
@@ -119,15 +120,19 @@ def run(config: Config, ranks: Ranks, report: Report, stop: StopSignal) -> None:
         vocab_size=config.vocab_size,
     )
     model = GPT(config)
-    move_to_compute(model, ranks.device, config)
+    dtype = ranks.gather(choose_dtype(config, ranks.device))[0]  # one for all ranks
+    move_to_compute(model, ranks.device, dtype)
     attention = choose_attention(config, ranks.device, model.compute_dtype)
-    attention = ranks.gather(attention)[0]  # one choice for all ranks
+    attention = ranks.gather(attention)[0]
     allow_attention(attention.backend)
     model.set_attention(attention.backend)
     graphs = Graphs(model, config, ranks.device)
     validation = _load_validation(config, ranks, report, graphs)
     params = sum(p.numel() for p in model.parameters())
-    facts = _describe(config, ranks, data, validation) | {"attention": vars(attention)}
+    facts = _describe(config, ranks, data, validation) | {
+        "attention": vars(attention),
+        "compute_dtype": dtype,
+    }
     report.event("config", config=config.echo(), **facts)
     _print_hyperparameters(config, report, facts, params)
 

@@ -113,7 +113,7 @@ class Trainer:
         `warm_scoring` makes the graphs that score the model with the loop in force, and hears
         whether it is the one that training ends with.
         """
-        before, rng = copy.deepcopy(self.state()), torch.get_rng_state()
+        before = copy.deepcopy(self.state())
         loops = loops_of_a_run(self.config)
         # Each graph is met twice: the first step with one also allocates its gradients.
         least = 2 * len(loops) if self.graphs.compiling else 0
@@ -126,7 +126,6 @@ class Trainer:
             warm_scoring(loop == loops[-1])
         self.optimizers = build_optimizers(self.model, self.config)
         self.restore(before)
-        torch.set_rng_state(rng)
         self.graphs_made = self.graphs.made()
 
     def state(self) -> State:
@@ -135,6 +134,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.clock.seconds,
             "position": self.data.position,
+            "rng": torch.get_rng_state(),
             "params": self.params,
             "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -144,6 +144,7 @@ class Trainer:
         """Go on from a state, in place."""
         self.step, self.clock.seconds = state["step"], state["seconds"]
         self.data.position = state["position"]
+        torch.set_rng_state(state["rng"])
         with torch.no_grad():
             torch._foreach_copy_(self.params, state["params"])
             torch._foreach_copy_(self.ema, state["ema"])

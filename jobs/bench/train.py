@@ -35,10 +35,11 @@ from jobs.bench.plain import PlainMuon, plain_loss
 from model.attention import allow_attention, choose_attention
 from model.batches import TrainData
 from model.config import PRESETS, Config
-from model.evaluate import compute_dtype, move_to_compute
+from model.evaluate import move_to_compute
 from model.failure import StopSignal
 from model.gpt import GPT
 from model.graphs import Graphs
+from model.precision import DTYPES, choose_dtype, matmul_seconds
 from model.ranks import Ranks, start_ranks, stop_ranks
 from model.recurrence import NO_LOOP, Loop, virtual_layers
 from model.report import Report
@@ -46,7 +47,6 @@ from model.shards import train_files, write_shard
 from model.trainer import Trainer
 
 PEAK_SIZE = {"cpu": 2_048, "cuda": 8_192}
-PEAK_REPEATS = 5
 
 
 def main() -> int:
@@ -97,20 +97,19 @@ def _under_torchrun(world: int) -> int:
 def bench(config: Config, ranks: Ranks, steps: int, *, compare: bool) -> dict[str, Any]:
     """All numbers of one configuration on this machine."""
     device = ranks.device
-    dtype = compute_dtype(config, device)
+    dtype = choose_dtype(config, device)
     facts: dict[str, Any] = {
         "machine": _describe(device),
         "torch": torch.__version__,
         "preset": config.preset,
         "world_size": ranks.world,
         "tokens_per_step": config.train_batch_tokens,
-        "compute_dtype": str(dtype).removeprefix("torch."),
+        "compute_dtype": dtype,
         "matmul_tflops": {
-            str(kind).removeprefix("torch."): round(matmul_flops(device, kind) / 1e12, 4)
-            for kind in (torch.float32, torch.bfloat16)
+            name: round(matmul_flops(device, kind) / 1e12, 4) for name, kind in DTYPES.items()
         },
     }
-    trainer, attention = _trainer(config, ranks)
+    trainer, attention = _trainer(config, ranks, dtype)
     facts |= {"compiled": trainer.graphs.compiling, "attention": vars(attention)}
     started = time.perf_counter()
     trainer.warm_up(lambda last: None)
@@ -126,7 +125,7 @@ def bench(config: Config, ranks: Ranks, steps: int, *, compare: bool) -> dict[st
     return facts
 
 
-def _trainer(config: Config, ranks: Ranks) -> tuple[Trainer, Any]:
+def _trainer(config: Config, ranks: Ranks, dtype: str) -> tuple[Trainer, Any]:
     """A trainer on random tokens, which cost what real ones do."""
     if ranks.main:
         folder = config.data_path / "datasets" / f"fineweb10B_sp{config.vocab_size}"
@@ -143,7 +142,7 @@ def _trainer(config: Config, ranks: Ranks) -> tuple[Trainer, Any]:
     )
     torch.manual_seed(config.seed)
     model = GPT(config)
-    move_to_compute(model, ranks.device, config)
+    move_to_compute(model, ranks.device, dtype)
     attention = ranks.gather(choose_attention(config, ranks.device, model.compute_dtype))[0]
     allow_attention(attention.backend)
     model.set_attention(attention.backend)
@@ -299,10 +298,7 @@ def flops_per_token(model: GPT, config: Config, loop: Loop) -> int:
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product: what this machine can do at best."""
     n = PEAK_SIZE[device.type]
-    a, b = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
-    a @ b
-    fastest = min(_seconds(lambda: a @ b, device) for _ in range(PEAK_REPEATS))
-    return 2 * n**3 / fastest
+    return 2 * n**3 / matmul_seconds(device, dtype, n)
 
 
 def _seconds(run: Callable[[], Any], device: torch.device) -> float:

@@ -35,7 +35,7 @@ RESULT_FIELDS = {
     *("bytes_total", "bytes_code", "bytes_model", "artifact", "artifact_sha256"),
     *("peak_memory_mib", "train_shards", "val_tokens", "val_bytes", "world_size", "stop_reason"),
     *("model_params", "config", "versions", "data", "device"),
-    *("attention", "resumed_from_step"),
+    *("attention", "compute_dtype", "resumed_from_step"),
 }
 
 
