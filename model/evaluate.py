@@ -32,7 +32,7 @@ from model.config import Config
 from model.fields import ConfigError
 from model.gpt import GPT
 from model.graphs import Shape
-from model.precision import DTYPES, choose_dtype
+from model.precision import COMPUTE_DTYPES, choose_dtype
 from model.ranks import Ranks, start_ranks
 from model.report import RESULT
 from model.shards import ShardError, load_val_tokens, val_files
@@ -195,9 +195,9 @@ def score_artifact(data: bytes, config: Config, ranks: Ranks, dtype: str) -> Sco
 
 
 def move_to_compute(model: GPT, device: torch.device, dtype: str) -> None:
-    """Place a model, and let it compute in a dtype of `precision.DTYPES`."""
+    """Place a model, and let it compute in a dtype of `precision.COMPUTE_DTYPES`."""
     model.to(device)
-    model.compute_dtype = DTYPES[dtype]
+    model.compute_dtype = COMPUTE_DTYPES[dtype]
 
 
 def _read_run(path: Path) -> tuple[bytes, Config, str | None]:

@@ -8,9 +8,9 @@ import torch
 
 from model.config import Config
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MEASURED_SIZE = 1_024
-REPEATS = 5
+PRODUCTS = 5
 # CPUs with bfloat16 units are about twice as fast with it, those without several times slower.
 WORTH_IT = 1.3
 
@@ -21,7 +21,7 @@ def choose_dtype(config: Config, device: torch.device) -> str:
         return config.compute_dtype
     if device.type == "cuda":
         return "bfloat16"
-    full, half = (matmul_seconds(device, dtype, MEASURED_SIZE) for dtype in DTYPES.values())
+    full, half = (matmul_seconds(device, dtype, MEASURED_SIZE) for dtype in COMPUTE_DTYPES.values())
     return "bfloat16" if full > WORTH_IT * half else "float32"
 
 
@@ -29,7 +29,7 @@ def matmul_seconds(device: torch.device, dtype: torch.dtype, size: int) -> float
     """The fastest of some products of two square matrices."""
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     times = []
-    for _ in range(1 + REPEATS):  # the first one warms up
+    for _ in range(1 + PRODUCTS):  # the first one warms up
         started = time.perf_counter()
         a @ b
         if device.type == "cuda":

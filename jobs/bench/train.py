@@ -39,7 +39,7 @@ from model.evaluate import move_to_compute
 from model.failure import StopSignal
 from model.gpt import GPT
 from model.graphs import Graphs
-from model.precision import DTYPES, choose_dtype, matmul_seconds
+from model.precision import COMPUTE_DTYPES, choose_dtype, matmul_seconds
 from model.ranks import Ranks, start_ranks, stop_ranks
 from model.recurrence import NO_LOOP, Loop, virtual_layers
 from model.report import Report
@@ -106,7 +106,8 @@ def bench(config: Config, ranks: Ranks, steps: int, *, compare: bool) -> dict[st
         "tokens_per_step": config.train_batch_tokens,
         "compute_dtype": dtype,
         "matmul_tflops": {
-            name: round(matmul_flops(device, kind) / 1e12, 4) for name, kind in DTYPES.items()
+            name: round(matmul_flops(device, kind) / 1e12, 4)
+            for name, kind in COMPUTE_DTYPES.items()
         },
     }
     trainer, attention = _trainer(config, ranks, dtype)
