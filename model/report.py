@@ -17,6 +17,7 @@ EVENTS = "events.jsonl"
 RESULT = "result.json"
 ARTIFACT = "final_model.int6.ptz"
 RESULT_SCHEMA = 1
+FIRST_WORD_SECONDS = 1.0
 
 
 class Report:
@@ -51,6 +52,17 @@ class Report:
         trace = "".join(traceback.format_exception(error))
         named = {"error": type(error).__name__, "message": message, "code": code}
         self._append("error", named | {"rank": self.rank, "traceback": trace} | fields)
+
+    def said_by_another(self, message: str) -> bool:
+        """Whether another rank has said the same of itself: what all ranks run into is said once.
+
+        Rank 0 does not ask; the others leave it a moment to speak first.
+        """
+        if self.rank == 0:
+            return False
+        time.sleep(FIRST_WORD_SECONDS)
+        said = f'"message": {json.dumps(message)}'
+        return said in (self.run_dir / EVENTS).read_text()
 
     def result(self, fields: dict[str, Any]) -> None:
         """Write result.json by rename: it is there whole or not at all."""

@@ -345,16 +345,18 @@ def _peak_memory_mib(ranks: Ranks) -> int:
 def main() -> int:
     """Run as one rank; returns the exit code of the process contract."""
     stop = StopSignal()
-    stop.install()
     rank = int(os.environ.get("RANK", "0"))
     report = Report(Path(os.environ.get("RUN_DIR", ".")), rank)
     try:
+        stop.install()
         config = Config.from_env(os.environ)
         run(config, start_ranks(config, os.environ), report, stop)
     except StopRequest as request:
+        stop.at_once = False  # asked once is enough
         report.event("stopped", reason=str(request), step=request.step)
         return EXIT_STOPPED
     except Exception as error:
+        stop.at_once = False  # what went wrong is said first
         return _fail(report, error)
     stop_ranks()
     return EXIT_OK
@@ -366,7 +368,8 @@ def _fail(report: Report, error: Exception) -> int:
     message = "; ".join(filter(None, [str(error), failure.advice]))
     step = {"step": error.step} if isinstance(error, NonFiniteLossError) else {}
     with contextlib.suppress(OSError):  # a full disk takes no event either
-        report.error(error, code=failure.code, message=message, **step)
+        if not report.said_by_another(message):
+            report.error(error, code=failure.code, message=message, **step)
     if failure.code == "crash":
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr, flush=True)
