@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import lzma
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import sentencepiece as spm
 import torch
 
-from model.batches import TrainData
+from model.batches import Prefetcher, TrainData
 from model.evaluate import DeviceTokenBytes
 from model.shards import ShardError, load_val_tokens, train_files, val_files, write_shard
 from model.tokens import TokenizerError, load_token_bytes
@@ -117,6 +118,33 @@ def test_position_is_the_whole_state(shards: list[Path]) -> None:
     resumed = load(shards)
     resumed.position = data.position
     assert torch.equal(batches(data, 5), batches(resumed, 5))
+
+
+def test_reading_ahead_changes_nothing(shards: list[Path]) -> None:
+    plain, data = load(shards), load(shards)
+    ahead = Prefetcher(data, torch.device("cpu"))
+    parts = [slice(0, 4), slice(0, 4), slice(2, 6), slice(0, 4), slice(None), slice(None)]
+    for number, part in enumerate(parts * 20):
+        if number == 50:  # a jump back, as after warm-up or into a checkpoint
+            plain.position = data.position = 3
+        for ours, theirs in zip(ahead.next_batch(8, part), plain.next_batch(8, part), strict=True):
+            assert torch.equal(ours, theirs)
+        assert data.position == plain.position
+    ahead.close()
+
+
+def test_a_bad_shard_is_told_when_its_turn_comes(tmp_path: Path) -> None:
+    tokens = np.zeros(10_000, np.int64)
+    tokens[5_003] = 999
+    path = tmp_path / "fineweb_train_000000.bin"
+    write_shard(path, tokens)
+    ahead = Prefetcher(
+        TrainData([path], seq_len=100, seed=1, vocab_size=1_000), torch.device("cpu")
+    )
+    ahead._data.vocab_size = 512
+    with pytest.raises(ShardError, match="found 999"):
+        collections.deque((ahead.next_batch(1, slice(None)) for _ in range(200)), maxlen=0)
+    ahead.close()
 
 
 def test_foreign_token_ids_are_refused(shards: list[Path]) -> None:
