@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.config import Config
 from model.fields import ConfigError
@@ -25,6 +26,8 @@ SWITCHES = {
     "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
     "math": torch.backends.cuda.enable_math_sdp,
 }
+# Those of torch's own that take a mask on one device or another, and cuDNN left out.
+MASKABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 MEASURED_TOKENS = 16_384
 REPEATS = 5
 
@@ -38,14 +41,34 @@ class Choice:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    """Causal grouped-query attention: q [B, T, H, C], k and v [B, T, K, C] -> [B, T, H, C]."""
+    """Causal grouped-query attention: q [B, S, H, C], k and v [B, T, K, C] -> [B, S, H, C].
+
+    The queries are those of the last S of the T positions; mostly S = T.
+    """
     if backend == "fa3":
         assert flash_attn_3 is not None, "the choice is made among what is installed"
-        y = flash_attn_3(q, k, v, causal=True)
+        y = flash_attn_3(q, k, v, causal=True)  # queries and keys end together
         return y[0] if isinstance(y, tuple) else y  # some builds return the normaliser too
+    if q.size(1) < k.size(1):
+        return _attention_of_last(q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1))
     return y.transpose(1, 2)
+
+
+def _attention_of_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`causal_attention` of fewer queries than keys, by whatever of torch's takes a mask.
+
+    torch's `is_causal` lets the first query see the first key alone, so the mask is written out;
+    it is small. The queries of a group become one head's, which every implementation can do.
+    """
+    B, S, H, C = q.shape
+    T, K = k.size(1), k.size(2)
+    seen = torch.ones(S, T, dtype=torch.bool, device=q.device).tril(T - S).repeat(H // K, 1)
+    q = q.view(B, S, K, H // K, C).permute(0, 2, 3, 1, 4).reshape(B, K, -1, C)
+    with sdpa_kernel(MASKABLE):
+        y = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
+    return y.view(B, K, H // K, S, C).permute(0, 3, 1, 2, 4).reshape(B, S, H, C)
 
 
 def choose_attention(config: Config, device: torch.device, dtype: torch.dtype) -> Choice:

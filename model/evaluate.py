@@ -5,6 +5,9 @@ tokenizers differ. A sliding window starts every `stride` tokens and scores only
 positions, the first window all of its own, so that every token is scored exactly once and nearly
 all of them with a long context. Plain windows are the case stride = length.
 
+An early score of a search trial takes only every n-th window (EVAL_SUBSET_TOKENS). Its name says
+so: such a score compares with others on the same subset, never with a whole one.
+
 Run as a program it scores an artifact again: `python -m model.evaluate RUN_DIR`.
 """
 
@@ -33,7 +36,7 @@ from model.fields import ConfigError
 from model.gpt import GPT
 from model.graphs import Shape
 from model.precision import COMPUTE_DTYPES, choose_dtype
-from model.ranks import Ranks, start_ranks
+from model.ranks import Ranks, start_ranks, stop_ranks
 from model.report import RESULT
 from model.shards import ShardError, load_val_tokens, val_files
 from model.tokens import TokenBytes, TokenizerError, load_token_bytes
@@ -76,20 +79,46 @@ class DeviceTokenBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """The windows that cover `total` target tokens; window i starts at i * stride."""
+    """The windows that cover `total` target tokens, one every `stride`; or only some of them:
+    each `every`-th.
+    """
 
     total: int
     seq_len: int
     stride: int
+    every: int = 1
+
+    @classmethod
+    def spread(cls, *, total: int, seq_len: int, stride: int, tokens: int) -> Windows:
+        """Windows that score about `tokens` of the targets, evenly spread; 0: all of them.
+
+        A sample of the whole score: a token has the context in it, and so the nats, that it has
+        there. It follows from these numbers alone: all seeds, runs and ranks agree on it.
+        """
+        every = -(-total // tokens) if tokens else 1
+        return cls(total=total, seq_len=seq_len, stride=stride, every=every)
+
+    @property
+    def hop(self) -> int:
+        """Tokens from the start of one window to that of the next."""
+        return self.every * self.stride
+
+    @property
+    def scored(self) -> int:
+        """How many targets the windows score."""
+        alike = self.batches(0, len(self), len(self))
+        return sum((end - begin) * self.span(begin)[2] for begin, end in alike)
 
     def __len__(self) -> int:
-        return 1 + -(-max(0, self.total - self.seq_len) // self.stride)
+        covering = 1 + -(-max(0, self.total - self.seq_len) // self.stride)
+        # From the middle of the first `every`, so that the only long one, the first, is not in.
+        return len(range(self.every // 2, covering, self.every))
 
     def span(self, index: int) -> tuple[int, int, int]:
         """Start, end (both in tokens) and the number of scored positions of a window."""
-        start = index * self.stride
+        start = self.every // 2 * self.stride + index * self.hop
         end = min(start + self.seq_len, self.total)
-        if index == 0:
+        if start == 0:
             return start, end, end
         return start, end, end - (start + self.seq_len - self.stride)
 
@@ -101,22 +130,35 @@ class Windows:
             for start in range(begin, end, size):
                 yield start, min(start + size, end)
 
+    def views(self, stream: Tensor, begin: int, end: int) -> tuple[Tensor, int]:
+        """Windows begin..end, which span alike, of stream [total + 1], without copying any.
+
+        Returns [windows, span + 1], the inputs and the target after them, and the number of scored
+        positions of each.
+        """
+        start, stop, scored = self.span(begin)
+        return stream[start:].unfold(0, stop - start + 1, self.hop)[: end - begin], scored
+
 
 def usual_shape(windows: Windows, batch_tokens: int, ranks: Ranks) -> Shape | None:
     """The shape of nearly all batches that this rank scores; None where it scores none."""
     shapes: Counter[Shape] = Counter()
-    for begin, end in _share(windows, batch_tokens, ranks):
+    for begin, end in _batches_of_share(windows, batch_tokens, ranks):
         start, stop, scored = windows.span(begin)
         shapes[end - begin, stop - start, scored] += end - begin
     return shapes.most_common(1)[0][0] if shapes else None
 
 
-def _share(windows: Windows, batch_tokens: int, ranks: Ranks) -> list[tuple[int, int]]:
-    """This rank's batches, as ranges of windows."""
+def _share(windows: Windows, ranks: Ranks) -> tuple[int, int]:
+    """The first of this rank's windows, and the one after its last."""
     first = len(windows) * ranks.rank // ranks.world
-    last = len(windows) * (ranks.rank + 1) // ranks.world
+    return first, len(windows) * (ranks.rank + 1) // ranks.world
+
+
+def _batches_of_share(windows: Windows, batch_tokens: int, ranks: Ranks) -> list[tuple[int, int]]:
+    """This rank's batches, as ranges of windows."""
     size = max(1, batch_tokens // (windows.seq_len * ranks.world))
-    return list(windows.batches(first, last, size))
+    return list(windows.batches(*_share(windows, ranks), size))
 
 
 @torch.no_grad()
@@ -129,52 +171,63 @@ def evaluate(
     stride: int,
     batch_tokens: int,
     ranks: Ranks,
+    subset_tokens: int = 0,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Score:
     """Score tokens [n + 1] as n targets; every rank does its share and gets the whole score.
 
     `nats` is `GPT.nats` or a compiled form of it; `batch_tokens` bounds the tokens of one forward
-    pass over all ranks; `on_progress` hears the share done, 0 to 1.
+    pass over all ranks; `subset_tokens` is that of `Windows.spread`. `on_progress` hears the share
+    done, 0 to 1: on a GPU the share handed to it, which it is never waited for.
     """
     started = time.perf_counter()
     stream = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
-    windows = Windows(total=tokens.size - 1, seq_len=seq_len, stride=stride)
-    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    batches = _share(windows, batch_tokens, ranks)
+    windows = Windows.spread(
+        total=tokens.size - 1, seq_len=seq_len, stride=stride, tokens=subset_tokens
+    )
+    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    batches = _batches_of_share(windows, batch_tokens, ranks)
     for number, (begin, end) in enumerate(batches, 1):
-        sums += _score_batch(nats, stream, token_bytes, windows, begin, end)
+        views, scored = windows.views(stream, begin, end)
+        total += nats(views[:, :-1], views[:, -scored:]).sum(dtype=torch.float64)
         on_progress(number / len(batches))
-    total, scored, text_bytes = ranks.sum_(sums).tolist()
-    val_loss = total / scored
+    text_bytes = _count_bytes(stream, token_bytes, windows, ranks)
+    nats_sum, bytes_sum = ranks.sum_(torch.stack([total, text_bytes.double()])).tolist()
+    val_loss = nats_sum / windows.scored
     return Score(
         val_loss=val_loss,
-        val_bpb=val_loss / math.log(2) * scored / text_bytes,
-        tokens=int(scored),
-        bytes=int(text_bytes),
+        val_bpb=val_loss / math.log(2) * windows.scored / bytes_sum,
+        tokens=windows.scored,
+        bytes=int(bytes_sum),
         seconds=time.perf_counter() - started,
     )
 
 
-def _score_batch(
-    nats: Nats,
-    stream: Tensor,
-    token_bytes: DeviceTokenBytes,
-    windows: Windows,
-    begin: int,
-    end: int,
+def _count_bytes(
+    stream: Tensor, token_bytes: DeviceTokenBytes, windows: Windows, ranks: Ranks
 ) -> Tensor:
-    """Summed nats, scored tokens and their bytes of windows begin..end, which span alike."""
-    start, stop, scored = windows.span(begin)
-    views = stream[start:].unfold(0, stop - start + 1, windows.stride)[: end - begin]
-    targets = views[:, -scored:]
-    previous = views[:, -scored - 1 : -1]
-    total = nats(views[:, :-1], targets).sum(dtype=torch.float64)
-    count = torch.tensor(targets.numel(), dtype=torch.float64, device=total.device)
-    return torch.stack([total, count, token_bytes.count(previous, targets).double()])
+    """Bytes of all that this rank scores, an int64 scalar."""
+    total = torch.zeros((), dtype=torch.int64, device=stream.device)
+    for begin, end in windows.batches(*_share(windows, ranks), len(windows)):
+        views, scored = windows.views(stream, begin, end)
+        total += token_bytes.count(views[:, -scored - 1 : -1], views[:, -scored:])
+    return total
+
+
+def metric_name(kind: str, config: Config) -> str:
+    """The name of a kind of score (plain, prequant, quant, sliding), on a subset `kind-subset`."""
+    return f"{kind}-subset" if config.eval_subset_tokens else kind
+
+
+def headline_metric(config: Config) -> str:
+    """The name of the score that stands for an artifact, that of `score_artifact`."""
+    return metric_name("sliding" if config.sliding_window_enabled else "quant", config)
 
 
 def score_artifact(data: bytes, config: Config, ranks: Ranks, dtype: str) -> Score:
-    """The headline score of an artifact: read back, sliding windows (plain where disabled)."""
+    """The headline score of an artifact: read back, sliding windows (plain where disabled), on
+    the subset that the config asks for.
+    """
     model, _ = decode(data)
     move_to_compute(model, ranks.device, dtype)
     if model.config.vocab_size != config.vocab_size:
@@ -191,6 +244,7 @@ def score_artifact(data: bytes, config: Config, ranks: Ranks, dtype: str) -> Sco
         stride=config.eval_stride if config.sliding_window_enabled else config.eval_seq_len,
         batch_tokens=config.val_batch_tokens,
         ranks=ranks,
+        subset_tokens=config.eval_subset_tokens,
     )
 
 
@@ -215,7 +269,7 @@ def _read_run(path: Path) -> tuple[bytes, Config, str | None]:
 
 
 def main() -> int:
-    """Print the score of a run directory or an artifact as one JSON line.
+    """Print the score of a run directory or an artifact as one JSON line, with its metric.
 
     A run directory brings its own config; a bare artifact takes it from the environment.
     """
@@ -229,7 +283,9 @@ def main() -> int:
     except (ArtifactError, ConfigError, ShardError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(dataclasses.asdict(score)))
+    if ranks.main:
+        print(json.dumps({"metric": headline_metric(config)} | dataclasses.asdict(score)))
+    stop_ranks()
     return 0
 
 

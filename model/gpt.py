@@ -30,6 +30,11 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
+def last_positions(x: Tensor, count: int | None) -> Tensor:
+    """The last `count` positions of x [B, T, ...]; none: x itself, without a trace in autograd."""
+    return x if count is None else x[:, -count:]
+
+
 class CastedLinear(nn.Linear):
     """A bias-free linear whose float32 weight is cast to the activations' dtype."""
 
@@ -47,6 +52,13 @@ class CastedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+def joint_product(x: Tensor, *layers: CastedLinear) -> tuple[Tensor, ...]:
+    """What each of the layers makes of x, computed as one product."""
+    weights = [layer.weight for layer in layers]
+    joined = F.linear(x, torch.cat(weights).to(x.dtype))
+    return joined.split([weight.size(0) for weight in weights], dim=-1)
 
 
 RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each [1, T, 1, r/2]
@@ -100,20 +112,29 @@ class Attention(nn.Module):
         self.proj = CastedLinear(D, D, zero_init=True)
         self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.qk_gain_init))
 
-    def forward(self, x: Tensor, tables: RotaryTables, value_embedding: Tensor | None) -> Tensor:
-        B, T, D = x.shape
-        projections = (self.c_q.weight, self.c_k.weight, self.c_v.weight)
-        widths = [weight.size(0) for weight in projections]
-        q, k, v = F.linear(x, torch.cat(projections).to(x.dtype)).split(widths, dim=-1)
+    def forward(
+        self,
+        x: Tensor,
+        tables: RotaryTables,
+        value_embedding: Tensor | None,
+        last: int | None = None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, S, D]: what the last S = `last` positions (none: all) attend to."""
+        if last is None:
+            q, k, v = joint_product(x, self.c_q, self.c_k, self.c_v)
+        else:
+            q = self.c_q(last_positions(x, last))
+            k, v = joint_product(x, self.c_k, self.c_v)
         if value_embedding is not None:
             v = v + value_embedding
-        q, k, v = (y.view(B, T, -1, self.head_dim) for y in (q, k, v))
-        q = rotate(rms_norm(q), tables) * self.q_gain.to(q.dtype)[:, None]
+        q, k, v = (y.view(*y.shape[:2], -1, self.head_dim) for y in (q, k, v))
+        cos, sin = (last_positions(table, last) for table in tables)
+        q = rotate(rms_norm(q), (cos, sin)) * self.q_gain.to(q.dtype)[:, None]
         k = rotate(rms_norm(k), tables)
         y = causal_attention(q, k, v, self.backend)
         if self.xsa:
-            y = subtract_self_value(y, v)
-        return self.proj(y.reshape(B, T, D))
+            y = subtract_self_value(y, last_positions(v, last))
+        return self.proj(y.flatten(2))
 
 
 class MLP(nn.Module):
@@ -141,13 +162,21 @@ class Block(nn.Module):
         self.ln_scale = 1 / math.sqrt(layer + 1) if config.ln_scale else 1.0
 
     def attend(
-        self, x: Tensor, x0: Tensor, tables: RotaryTables, value_embedding: Tensor | None
+        self,
+        x: Tensor,
+        x0: Tensor,
+        tables: RotaryTables,
+        value_embedding: Tensor | None,
+        last: int | None = None,
     ) -> Tensor:
-        """x mixed with the input x0, plus attention; all [B, T, D]."""
+        """x mixed with the input x0, plus attention; both [B, T, D].
+
+        Returns [B, S, D]: the last S = `last` positions (none: all), which attend to all T.
+        """
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        y = self.attn(rms_norm(x) * self.ln_scale, tables, value_embedding)
-        return x + self.attn_scale.to(x.dtype) * y
+        y = self.attn(rms_norm(x) * self.ln_scale, tables, value_embedding, last)
+        return last_positions(x, last) + self.attn_scale.to(x.dtype) * y
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """x plus the MLP; [B, T, D]."""
@@ -213,8 +242,12 @@ class GPT(nn.Module):
     def recurrence_active(self) -> bool:
         return self.loop != NO_LOOP
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Final normalised states, [B, T] -> [B, T, D]."""
+    def hidden(self, input_ids: Tensor, last: int | None = None) -> Tensor:
+        """Final normalised states, [B, T] -> [B, S, D], of the last S = `last` positions.
+
+        Without `last` of all T. What those S do not depend on is not computed: only keys and
+        values reach across positions, so the last layer needs nothing else of the others.
+        """
         x = rms_norm(self.tok_emb(input_ids).to(self.compute_dtype))
         if self.embed_proj is not None:
             x = self.embed_proj(x)
@@ -232,8 +265,9 @@ class GPT(nn.Module):
                 x = self._merge_skip(x, skips.pop(), popped)
                 popped += 1
             if decoding and self._parallel(layer) and lane1 is None:
-                lane1 = x
-            x = block.attend(x, x0, tables, values.get(layer))
+                lane1 = last_positions(x, last)  # no attention reads this lane
+            final = position == len(self.virtual_layers) - 1
+            x = block.attend(x, x0, tables, values.get(layer), last if final else None)
             if lane1 is None:
                 x = block.feed_forward(x)
             else:
@@ -262,7 +296,8 @@ class GPT(nn.Module):
 
     def nats(self, input_ids: Tensor, target_ids: Tensor) -> Tensor:
         """-log p of targets [B, S] at the last S of T positions, float32 [B, S]; no gradients."""
-        hidden = self.hidden(input_ids)[:, -target_ids.size(1) :]
+        scored = target_ids.size(1)
+        hidden = self.hidden(input_ids, scored if scored < input_ids.size(1) else None)
         states, weight = self.head(hidden.flatten(0, 1))
         cap = self.config.logit_softcap
         nats = token_nats(states, weight.to(states.dtype), target_ids.flatten(), cap)

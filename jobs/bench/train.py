@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import resource
 import statistics
@@ -27,14 +26,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
+from jobs.bench.common import (
+    add_options,
+    chosen_settings,
+    describe_device,
+    make_table,
+    seconds,
+    show,
+    write_json,
+)
 from jobs.bench.plain import PlainMuon, plain_loss
 from model.attention import allow_attention, choose_attention
 from model.batches import TrainData
-from model.config import PRESETS, Config
+from model.config import Config
 from model.evaluate import move_to_compute
 from model.failure import StopSignal
 from model.gpt import GPT
@@ -53,8 +59,7 @@ def main() -> int:
     arguments = _parse()
     if arguments.world > 1 and "WORLD_SIZE" not in os.environ:
         return _under_torchrun(arguments.world)
-    settings: dict[str, Any] = dict(PRESETS[arguments.preset]) | {"preset": arguments.preset}
-    settings |= {name.lower(): value for name, value in arguments.env}
+    settings = chosen_settings(arguments)
     if arguments.batch_tokens:
         settings["train_batch_tokens"] = arguments.batch_tokens
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,28 +68,18 @@ def main() -> int:
         facts = bench(config, ranks, arguments.steps, compare=arguments.compare == "eager")
     if ranks.main:
         print_table(facts)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+        write_json(facts, arguments.json)
     stop_ranks()
     return 0
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.train", description=__doc__)
-    parser.add_argument("--preset", choices=list(PRESETS), default="record")
+    add_options(parser)
     parser.add_argument("--world", type=int, default=1, help="processes (GPUs)")
     parser.add_argument("--steps", type=int, default=5, help="timed, of each kind")
     parser.add_argument("--batch-tokens", type=int, help="per step (default: the preset's)")
     parser.add_argument("--compare", choices=["eager"], help="with a plain float32 implementation")
-    parser.add_argument("--json", type=Path, help="write the numbers there")
-    parser.add_argument(
-        "--env",
-        type=lambda text: text.split("=", 1),
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any other setting, as COMPILE=1",
-    )
     return parser.parse_args()
 
 
@@ -99,7 +94,7 @@ def bench(config: Config, ranks: Ranks, steps: int, *, compare: bool) -> dict[st
     device = ranks.device
     dtype = choose_dtype(config, device)
     facts: dict[str, Any] = {
-        "machine": _describe(device),
+        "machine": describe_device(device),
         "torch": torch.__version__,
         "preset": config.preset,
         "world_size": ranks.world,
@@ -177,7 +172,7 @@ def _time_loop(
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(steps):
         for kind, run in kinds.items():
-            times[kind].append(_seconds(run, trainer.ranks.device))
+            times[kind].append(seconds(run, trainer.ranks.device))
     median = {kind: statistics.median(found) for kind, found in times.items()}
     tokens = config.train_batch_tokens
     flops = flops_per_token(trainer.model, config, loop)
@@ -205,7 +200,7 @@ def _onset(trainer: Trainer, config: Config, steps: int) -> dict[str, float]:
     times: dict[Loop, list[float]] = {}
     for loop in (NO_LOOP, config.loop):
         trainer.model.set_loop(loop)
-        times[loop] = [1000 * _seconds(lambda: _step(trainer), device) for _ in range(steps)]
+        times[loop] = [1000 * seconds(lambda: _step(trainer), device) for _ in range(steps)]
     median = statistics.median([ms for found in times.values() for ms in found])
     after = times[config.loop]
     return {
@@ -247,7 +242,7 @@ def _phases(trainer: Trainer, steps: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(steps):
         for name, run in parts.items():
-            times[name].append(1000 * _seconds(run, device))
+            times[name].append(1000 * seconds(run, device))
     scale = {"forward": micro, "backward": micro}
     return {
         name: round(scale.get(name, 1) * statistics.median(found), 2)
@@ -302,36 +297,6 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / matmul_seconds(device, dtype, n)
 
 
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    started = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    model = next(
-        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")),
-        "CPU",
-    )
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-
-
 def _peak_memory_mib(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() >> 20
@@ -341,21 +306,17 @@ def _peak_memory_mib(device: torch.device) -> int:
 def print_table(facts: dict[str, Any]) -> None:
     """The numbers for a person."""
     peaks = ", ".join(f"{name} {value:.3g}" for name, value in facts["matmul_tflops"].items())
-    console = Console(width=160)
-    console.print(
+    header = (
         f"{facts['preset']} on {facts['machine']} x {facts['world_size']}, torch {facts['torch']}: "
         f"{facts['tokens_per_step']:,} tokens a step, {facts['compute_dtype']}, "
         f"{'compiled' if facts['compiled'] else 'eager'}, attention "
         f"{facts['attention']['backend']}; matrix product {peaks} TFLOP/s; "
-        f"warm-up {facts['warm_up_s']} s; peak memory {facts['peak_memory_mib']:,} MiB",
-        highlight=False,
+        f"warm-up {facts['warm_up_s']} s; peak memory {facts['peak_memory_mib']:,} MiB"
     )
-    table = Table()
     phases = list(facts["runs"][0]["phases_ms"])
     compared = "times_plain" in facts["runs"][0]
-    headings = ["", "ms/step", "tokens/s", "MFU", *(f"{name} ms" for name in phases)]
-    for heading in headings + (["plain tokens/s", "times plain"] if compared else []):
-        table.add_column(heading, justify="right" if heading else "left")
+    headings = ["ms/step", "tokens/s", "MFU", *(f"{name} ms" for name in phases)]
+    table = make_table([""], headings + (["plain tokens/s", "times plain"] if compared else []))
     for row in facts["runs"]:
         cells = [row["what"], f"{row['ms_per_step']:,.1f}", f"{row['tokens_per_s']:,}"]
         cells += [f"{row['mfu']:.1%}", *(f"{row['phases_ms'][name]:,.1f}" for name in phases)]
@@ -363,13 +324,12 @@ def print_table(facts: dict[str, Any]) -> None:
             low, high = row["times_plain_range"]
             cells += [f"{row['plain_tokens_per_s']:,}", f"{row['times_plain']} ({low}–{high})"]
         table.add_row(*cells)
-    console.print(table)
     onset = facts["onset"]
-    console.print(
+    footer = (
         f"when recurrence starts: first step {onset['first_ms']:,.1f} ms, slowest "
-        f"{onset['slowest_ms']:,.1f} ms, {onset['slowest_by_median']} x the median step",
-        highlight=False,
+        f"{onset['slowest_ms']:,.1f} ms, {onset['slowest_by_median']} x the median step"
     )
+    show(header, table, footer)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,20 @@ def test_a_named_one_is_measured_and_gives_the_same() -> None:
         torch.testing.assert_close(causal_attention(q, k, v, name), expected)
 
 
+@pytest.mark.parametrize("name", [*SWITCHES, "sdpa"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_last_queries_see_what_they_see_among_all(name: str, groups: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 9, heads, 8) for heads in (4, 4 // groups, 4 // groups))
+    everything = causal_attention(q, k, v, "sdpa")
+    allow_attention(name)  # also what a CPU does not have, and what takes no mask on a GPU
+    for last in (1, 4, 8):
+        found = causal_attention(q[:, -last:], k, v, name)
+        torch.testing.assert_close(found, everything[:, -last:], rtol=0, atol=1e-6)
+    assert torch.backends.cuda.flash_sdp_enabled() == (name in ("flash", "sdpa"))
+    assert torch.backends.cuda.math_sdp_enabled() == (name in ("math", "sdpa"))
+
+
 def test_what_is_not_here_cannot_be_chosen() -> None:
     assert measure("fa3", tiny("fa3"), CPU, torch.float32) == math.inf
     with pytest.raises(ConfigError, match="ATTENTION=fa3: cannot run on cpu"):

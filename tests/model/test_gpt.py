@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model.config import Config
-from model.gpt import GPT, rotary_tables, rotate, subtract_self_value
+from model.gpt import GPT, last_positions, rotary_tables, rotate, subtract_self_value
+from model.recurrence import NO_LOOP, Loop
 from tests.model.conftest import shared_data
 
 GOLDEN = Path(__file__).parent / "golden" / "forward.json"
@@ -185,6 +187,53 @@ def test_every_part_can_be_left_out(overrides: dict[str, object]) -> None:
     inputs = token_ids()
     model(inputs[:, :-1], inputs[:, 1:]).backward()
     assert torch.isfinite(model.forward_logits(inputs)).all()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"skip_gates_enabled": False},
+        {"ve_layers": "5"},
+        {"ve_enabled": False},
+        {"parallel_start_layer": None},
+        {"parallel_start_layer": 3},
+        {"parallel_start_layer": 5},  # the second lane is there for the last layer alone
+        {"tie_embeddings": False, "embedding_dim": 16},
+        {"ln_scale": False, "xsa_last_n": 0},
+        {"num_kv_heads": 4},
+        {"num_kv_heads": 1},
+        {"num_layers": 1, "ve_layers": "0", "recur_layers": (), "parallel_start_layer": 0},
+    ],
+)
+def test_scored_positions_alone_get_the_nats_that_all_get(overrides: dict[str, object]) -> None:
+    model = formula_model(**overrides)
+    inputs, targets = token_ids(length=80), token_ids(length=81)[:, 1:] * 5 % 96
+    loops = [NO_LOOP, model.config.loop, Loop(model.config.recur_layers, 2), Loop((0,), 1)]
+    for loop in dict.fromkeys(loops):
+        model.set_loop(loop)
+        with torch.no_grad():
+            logits = model.forward_logits(inputs).double()
+            expected = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+            for scored in (1, 64, 79, 80):
+                found = model.nats(inputs, targets[:, -scored:])
+                assert found.dtype == torch.float32
+                difference = (found - expected[:, -scored:]).abs().max().item()
+                assert difference < 1e-6, (loop, scored)
+
+
+def test_the_last_layer_may_run_again() -> None:
+    model = formula_model(recur_layers="4,5")
+    model.set_recurrence_active(True)
+    inputs = token_ids()
+    whole = model.nats(inputs, inputs)
+    assert (model.nats(inputs, inputs[:, -3:]) - whole[:, -3:]).abs().max() < 1e-6
+
+
+def test_training_sees_nothing_of_the_choice_of_positions() -> None:
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    assert last_positions(x, None) is x
+    assert torch.equal(last_positions(x, 2), x[:, 3:])
 
 
 def test_logits_are_capped() -> None:

@@ -51,8 +51,10 @@ def test_scores_of_unforeseen_shapes_are_not_compiled() -> None:
     torch.manual_seed(0)
     model = GPT(CONFIG)
     graphs = Graphs(model, CONFIG, torch.device("cpu"), backend="eager")
+    before = graphs.made()
     graphs.warm_scoring((3, 16, 4))
     made = graphs.made()
+    assert made - before == 1  # without a break where queries are fewer than keys
     tokens = torch.randint(0, 64, (3, 17))
     for windows, scored in ((3, 4), (2, 4), (3, 16), (1, 5)):
         inputs, targets = tokens[:windows, :-1], tokens[:windows, -scored:]
