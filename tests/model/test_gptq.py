@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from model.calibrate import collect_hessians
 from model.config import Config
 from model.gpt import GPT
-from model.gptq import GptqError, collect_hessians, quantize, quantize_rows
+from model.gptq import (
+    CLIP_QUANTILES,
+    GptqError,
+    clip_scales,
+    quantize,
+    quantize_all,
+    quantize_rows,
+)
 from tests.model.conftest import shared_data
 
 
@@ -31,6 +41,63 @@ def test_matches_the_reference() -> None:
     assert hessian_error(weight, codes, scales, hessian) <= 1.02 * float(golden["hessian_error"])
     np.testing.assert_array_equal(scales.numpy(), golden["scale"])
     assert (codes.numpy() != golden["q"]).mean() < 1e-3
+
+
+def plain_gptq(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The algorithm as the paper has it: column after column, by the inverse's Cholesky factor."""
+    order = hessian.diagonal().argsort(descending=True)
+    damped = hessian[order][:, order] + 0.01 * hessian.diagonal().mean() * torch.eye(len(order))
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    best = (math.inf, weight, weight)
+    for quantile in CLIP_QUANTILES:
+        scales = (weight.abs().quantile(quantile, dim=1) / 31).clamp_min(1 / 31).half()
+        left, codes = weight[:, order].clone(), torch.empty_like(weight)
+        for j, column in enumerate(order):
+            code = (left[:, j] / scales.float()).round().clamp(-31, 31)
+            error = (left[:, j] - code * scales.float()) / upper[j, j]
+            left -= torch.outer(error, upper[j])
+            codes[:, column] = code
+        squared = float((weight - codes * scales.float()[:, None]).square().sum())
+        if squared < best[0]:
+            best = (squared, codes, scales)
+    return best[1], best[2]
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])  # all clips alike, some, none
+def test_gives_what_the_plain_algorithm_gives(spread: float) -> None:
+    torch.manual_seed(0)
+    weight, hessian = spread * torch.randn(96, 160), correlated_hessian(160)
+    codes, scales = quantize(weight, hessian)
+    plain_codes, plain_scales = plain_gptq(weight, hessian)
+    torch.testing.assert_close(scales, plain_scales, rtol=0, atol=0)
+    assert (codes != plain_codes).float().mean() < 1e-3
+    plain_error = hessian_error(weight, plain_codes, plain_scales, hessian)
+    assert hessian_error(weight, codes, scales, hessian) <= 1.001 * plain_error
+
+
+def test_many_at_once_are_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    shapes = [(48, 64), (64, 48), (48, 64), (48, 64), (7, 33)]
+    weights = {f"w{i}": (0.3 + i) * torch.randn(shape) for i, shape in enumerate(shapes)}
+    hessians = {name: correlated_hessian(w.size(1)) for name, w in weights.items()}
+    done: list[float] = []
+    together = quantize_all(weights, hessians, done.append)
+    assert list(together) == list(weights)
+    assert done == [1 / 5, 4 / 5, 1.0]  # by shape
+    monkeypatch.setattr("model.gptq.BATCH_BYTES", 1)
+    apart = quantize_all(weights, hessians)
+    for name, (codes, scales) in together.items():
+        for found in (apart[name], quantize(weights[name], hessians[name])):
+            torch.testing.assert_close(codes, found[0], rtol=0, atol=0)
+            torch.testing.assert_close(scales, found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cols", [2, 33, 512, 2048])
+def test_clips_are_the_rows_quantiles(cols: int) -> None:
+    torch.manual_seed(0)
+    weight = 50 * torch.randn(16, cols)
+    expected = weight.abs().quantile(torch.tensor(CLIP_QUANTILES), dim=1) / 31
+    torch.testing.assert_close(clip_scales(weight), expected.half(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(48, 300), (96, 64), (1, 129)])
@@ -67,6 +134,11 @@ def test_small_weights_share_the_smallest_scale() -> None:
     torch.manual_seed(0)
     _, scales = quantize(0.01 * torch.randn(16, 64), correlated_hessian(64))
     np.testing.assert_allclose(scales.float().numpy(), 1 / 31, rtol=1e-3)
+
+
+def test_a_hessian_that_nothing_mends_is_refused() -> None:
+    with pytest.raises(GptqError, match="not positive definite even with 100 % damping"):
+        quantize(torch.randn(4, 8), -torch.eye(8))
 
 
 def test_a_hessian_of_another_size_is_refused() -> None:
