@@ -116,12 +116,17 @@ class Config:
     eval_stride: int = 64
     val_batch_tokens: int = 524_288
     sliding_window_enabled: bool = True
+    # An early score of search trials, on about so many tokens spread over the set; 0: on all.
+    eval_subset_tokens: int = 0
 
     # Quantisation and artifact
     gptq_enabled: bool = True
     gptq_calibration_batches: int = 64
     gptq_min_weights: int = 65_536
-    compressor: Literal["brotli"] = "brotli"
+    # How to meet the budget: by the steps of all codes, or as the record does, by zeroing codes.
+    budget_fit: Literal["steps", "prune"] = "steps"
+    sensitivity_sequences: int = 128  # from which the steps are chosen
+    compressor: Literal["rans", "brotli"] = "rans"
     budget_bytes: int = 16_000_000
 
     def __post_init__(self) -> None:
@@ -197,6 +202,11 @@ class Config:
         reserve = self.gptq_reserve_seconds if self.gptq_enabled else 0.0
         return self.max_wallclock_seconds - reserve
 
+    @property
+    def fits_steps(self) -> bool:
+        """Whether the budget is met by steps; without Hessians there is nothing to go by."""
+        return self.budget_fit == "steps" and self.gptq_enabled
+
     def micro_batches(self, world_size: int) -> int:
         """Gradient accumulation steps; by default as many as eight ranks would not need."""
         if self.grad_accum_steps is not None:
@@ -270,6 +280,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "val_batch_tokens": 8_192,
         "gptq_calibration_batches": 16,
         "gptq_min_weights": 4_096,
+        "sensitivity_sequences": 64,
+        "budget_bytes": 300_000,
     },
 }
 
@@ -298,7 +310,7 @@ def _validate(config: Config) -> None:
         "vocab_size train_seq_len train_batch_tokens iterations num_layers model_dim embedding_dim "
         "num_heads num_kv_heads mlp_mult logit_softcap rope_base muon_backend_steps matrix_lr "
         "eval_seq_len eval_stride val_batch_tokens budget_bytes recur_loops warmdown_power "
-        "warmdown_rate"
+        "warmdown_rate sensitivity_sequences"
     )
     for name in positive.split():
         _require(getattr(config, name) > 0, name, config, "more than 0")
@@ -310,6 +322,18 @@ def _validate(config: Config) -> None:
     for name in not_negative.split():
         value = getattr(config, name)
         _require(0 <= value < float("inf"), name, config, "0 or more, and finite")
+    subset, seq_len = config.eval_subset_tokens, config.eval_seq_len
+    _require(
+        subset == 0 or subset >= seq_len,
+        "eval_subset_tokens",
+        config,
+        f"0 (score all) or at least EVAL_SEQ_LEN {seq_len}",
+    )
+    if config.fits_steps and config.compressor != "rans":
+        raise ConfigError(
+            f"COMPRESSOR: {config.compressor!r} does not follow the steps; set BUDGET_FIT=prune as "
+            "well, or COMPRESSOR=rans"
+        )
     _require(config.vocab_size <= 65_536, "vocab_size", config, "at most 65536 (uint16 shards)")
     _require(0 <= config.warmdown_frac <= 1, "warmdown_frac", config, "from 0 to 1")
     _require(config.lr_floor <= 1, "lr_floor", config, "from 0 to 1")

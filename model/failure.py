@@ -16,11 +16,12 @@ import torch.distributed as dist
 from model.artifact import ArtifactError
 from model.fields import ConfigError
 from model.gptq import GptqError
+from model.handoff import HandoffError
 from model.shards import ShardError
 from model.tokens import TokenizerError
 
 EXIT_OK, EXIT_CRASH, EXIT_USER, EXIT_NONFINITE, EXIT_OOM, EXIT_STOPPED = 0, 1, 2, 3, 4, 75
-USER_ERRORS = (ArtifactError, ConfigError, GptqError, ShardError, TokenizerError)
+USER_ERRORS = (ArtifactError, ConfigError, GptqError, HandoffError, ShardError, TokenizerError)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # In the words of torch's CPU allocator and of its collectives, which have no types of their own.
 NO_MEMORY_WORDS = ("can't allocate memory", "not enough memory")

@@ -68,18 +68,23 @@ class Report:
         """Write result.json by rename: it is there whole or not at all."""
         if self.rank == 0:
             body = {"schema": RESULT_SCHEMA, "status": "finished"} | fields
-            text = json.dumps(body, indent=1, allow_nan=False)
-            write_by_rename(self.run_dir / RESULT, text.encode())
+            write_json(self.run_dir / RESULT, body)
 
     def _append(self, kind: str, fields: dict[str, Any]) -> None:
         event = {"t": round(time.time(), 3), "kind": kind} | fields
         os.write(self._events, (json.dumps(event) + "\n").encode())
 
 
-def write_by_rename(path: Path, data: bytes) -> None:
+def write_json(path: Path, body: dict[str, Any]) -> None:
+    """Write an object by rename; ValueError for a number that is not finite."""
+    write_by_rename(path, json.dumps(body, indent=1, allow_nan=False).encode())
+
+
+def write_by_rename(path: Path, data: bytes | memoryview) -> None:
     """Write a whole file under a temporary name, flush it to disk, then rename it.
 
-    Leaves nothing behind where that fails, which it says with the file's name.
+    Leaves nothing behind where that fails, which it says with the file's name, nor where it is
+    interrupted.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -89,8 +94,9 @@ def write_by_rename(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def code_bytes() -> int:

@@ -265,6 +265,12 @@ class Trainer:
         decay = ema_decay(self.step, self.config)
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - decay)
 
+    def sensitivity_batches(self) -> Iterator[Batch]:
+        """This rank's share of the sequences that tell how much errors cost, one at a time."""
+        count = -(-self.config.sensitivity_sequences // self.ranks.world)
+        inputs, targets = self._next_share(count * self.ranks.world, count)
+        yield from zip(inputs.split(1), targets.split(1), strict=True)
+
     def calibration_inputs(self) -> Iterator[Tensor]:
         """This rank's share of the calibration batches: training data, never validation."""
         sequences = self.config.train_batch_tokens // self.config.train_seq_len

@@ -41,6 +41,7 @@ SMALL = {
     "VAL_BATCH_TOKENS": "2048",
     "GPTQ_CALIBRATION_BATCHES": "2",
     "GPTQ_MIN_WEIGHTS": "1024",
+    "SENSITIVITY_SEQUENCES": "8",
     "DEVICE": "cpu",
 }
 

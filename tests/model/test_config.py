@@ -93,6 +93,11 @@ def test_echo_round_trips() -> None:
         ({"NUM_HEADS": "7"}, "NUM_HEADS: must be a divisor of 512"),
         ({"ROPE_DIMS": "128"}, "ROPE_DIMS: must be even and at most the head dimension 64"),
         ({"VOCAB_SIZE": "70000"}, "VOCAB_SIZE: must be at most 65536"),
+        (
+            {"EVAL_SUBSET_TOKENS": "2047"},
+            "EVAL_SUBSET_TOKENS: must be 0 (score all) or at least EVAL_SEQ_LEN 2048, found 2047",
+        ),
+        ({"EVAL_SUBSET_TOKENS": "-1"}, "EVAL_SUBSET_TOKENS: must be 0 (score all) or at least"),
     ],
 )
 def test_wrong_settings_are_named(environ: dict[str, str], complaint: str) -> None:

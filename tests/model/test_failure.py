@@ -26,6 +26,7 @@ from model.failure import (
     classify,
 )
 from model.fields import ConfigError
+from model.handoff import HandoffError
 from model.report import write_by_rename
 from tests.model.conftest import ROOT, train_command, train_environment
 
@@ -35,6 +36,7 @@ from tests.model.conftest import ROOT, train_command, train_environment
     [
         (ConfigError("x"), "user", EXIT_USER),
         (ArtifactError("x"), "user", EXIT_USER),
+        (HandoffError("x"), "user", EXIT_USER),
         (NonFiniteLossError(3, float("nan")), "nonfinite", EXIT_NONFINITE),
         (torch.OutOfMemoryError("x"), "oom", EXIT_OOM),
         (MemoryError(), "oom", EXIT_OOM),
@@ -115,6 +117,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="under a file"):
         write_by_rename(blocked, b"data")
+    with pytest.raises(TypeError):  # as what is no OSError, like a request to stop
+        write_by_rename(target, "text")  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there"]
 
 

@@ -32,10 +32,10 @@ RESULT_FIELDS = {
     *("schema", "status", "seed", "metric", "val_bpb", "val_loss", "prequant_val_bpb"),
     *("prequant_val_loss", "quant_val_bpb", "quant_val_loss", "steps", "train_time_ms"),
     *("step_avg_ms", "eval_time_s", "hessian_time_s", "quantise_time_s", "pack_time_s"),
-    *("bytes_total", "bytes_code", "bytes_model", "artifact", "artifact_sha256"),
+    *("bytes_total", "bytes_code", "codec", "bytes_model", "artifact", "artifact_sha256"),
     *("peak_memory_mib", "train_shards", "val_tokens", "val_bytes", "world_size", "stop_reason"),
     *("model_params", "config", "versions", "data", "device"),
-    *("attention", "compute_dtype", "resumed_from_step"),
+    *("attention", "compute_dtype", "resumed_from_step", "stages", "useful_s"),
 }
 
 
@@ -53,6 +53,10 @@ def test_one_command_goes_from_text_to_a_scored_artifact(train: Train, data_dir:
     assert result["bytes_total"] == result["bytes_model"] + result["bytes_code"]
     assert result["artifact_sha256"] == hashlib.sha256(artifact.read_bytes()).hexdigest()
     assert result["val_tokens"] == 2_048
+    # On a CPU all of it is the slot's own work.
+    parts = ("eval_time_s", "hessian_time_s", "quantise_time_s", "pack_time_s")
+    useful = result["train_time_ms"] / 1000 + sum(result[name] for name in parts)
+    assert (result["stages"], result["useful_s"]) == ("whole", pytest.approx(useful))
     assert done.losses[-1] < done.losses[0]
     assert abs(done.losses[0] - math.log(VOCAB)) < 0.1  # it starts out knowing nothing
 
@@ -207,6 +211,8 @@ def test_a_non_finite_loss_stops_before_the_update(train: Train) -> None:
         ({"ATTENTION": "fa3"}, "ATTENTION=fa3: cannot run on cpu"),
         ({"DEVICE": "cuda"}, "needs its own GPU"),
         ({"BUDGET_BYTES": "1000"}, "make the model smaller"),
+        ({"STAGE": "pruning"}, "STAGE: 'pruning' is not one of all, train, pack, score"),
+        ({"STAGE": "score"}, "trained.json: missing; run STAGE=train before this stage"),
     ],
 )
 def test_user_errors_say_what_to_change(
