@@ -38,6 +38,12 @@ MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "train_s": lambda r: r["train_time_ms"] / 1000,
     "eval_s": lambda r: r["eval_time_s"],
 }
+# What has no mean over runs of different metrics: one may score a part of what another does.
+SCORES = ("val_bpb", "prequant_val_bpb", "quant_val_bpb", "quantisation_gap", "val_loss")
+GPU_SECONDS = ("gpu_s_reserved", "gpu_s_useful")
+SUBSET = "-subset"  # ends the name of a metric over a part of the validation tokens
+NO_FULL_SCORE = "scored on a subset of the validation tokens: not a full score"
+AND = " and "  # between the metrics of one trial's runs
 FORMATS = ("table", "markdown", "json", "csv")
 
 
@@ -47,11 +53,20 @@ def runs_frame(ledger: Ledger) -> pd.DataFrame:
     attempts: dict[int, list[AttemptRow]] = {}
     for attempt in ledger.attempts():
         attempts.setdefault(attempt.run, []).append(attempt)
-    rows = [_run_row(run, trials[run.trial], attempts.get(run.id, [])) for run in ledger.runs()]
+    reserved: dict[int, float] = {}
+    for stage in ledger.stages():
+        reserved[stage.attempt] = reserved.get(stage.attempt, 0.0) + stage.gpu_seconds
+    rows = []
+    for run in ledger.runs():
+        mine = attempts.get(run.id, [])
+        gpu_seconds = sum(reserved.get(attempt.id, 0.0) for attempt in mine)
+        rows.append(_run_row(run, trials[run.trial], mine, gpu_seconds))
     return pd.DataFrame(rows)
 
 
-def _run_row(run: RunRow, trial: str, attempts: list[AttemptRow]) -> dict[str, Any]:
+def _run_row(
+    run: RunRow, trial: str, attempts: list[AttemptRow], gpu_seconds: float
+) -> dict[str, Any]:
     last = attempts[-1] if attempts else None
     result = last.result if last is not None and run.state is RunState.FINISHED else None
     measures = {name: None if result is None else get(result) for name, get in MEASURES.items()}
@@ -62,6 +77,9 @@ def _run_row(run: RunRow, trial: str, attempts: list[AttemptRow]) -> dict[str, A
         "attempts": len(attempts),
         "metric": None if result is None else result["metric"],
         **measures,
+        # All attempts: a retry holds the GPUs as well.
+        "gpu_s_reserved": gpu_seconds,
+        "gpu_s_useful": None if result is None or last is None else _useful(last, result),
         "resumed_from_step": None if result is None else result.get("resumed_from_step"),
         "stop_reason": None if result is None else result.get("stop_reason"),
         "message": None if last is None else last.message,
@@ -70,6 +88,13 @@ def _run_row(run: RunRow, trial: str, attempts: list[AttemptRow]) -> dict[str, A
         "gpus": None if last is None else last.gpus,
         "path": None if last is None else last.path,
     }
+
+
+def _useful(attempt: AttemptRow, result: dict[str, Any]) -> float | None:
+    """GPU-seconds in which a run was computed; None where its result is too old to say."""
+    seconds = result.get("useful_s")
+    gpus = len([gpu for gpu in attempt.gpus.split(",") if gpu])
+    return gpus * float(seconds) if isinstance(seconds, int | float) else None
 
 
 def trials_frame(ledger: Ledger) -> pd.DataFrame:
@@ -88,8 +113,15 @@ def trials_frame(ledger: Ledger) -> pd.DataFrame:
             "resumed": int(finished["resumed_from_step"].notna().sum()),
             "codes": int(finished["code"].nunique()),
         }
+        metrics = sorted(set(finished["metric"]))
+        row["metric"] = AND.join(metrics) or None
         for name in MEASURES:
-            row |= _columns(name, summarise([float(value) for value in finished[name]]))
+            mixed = name in SCORES and len(metrics) > 1
+            values = [] if mixed else [float(value) for value in finished[name]]
+            row |= _columns(name, summarise(values))
+        for name in GPU_SECONDS:
+            unknown = finished.empty or finished[name].isna().any()
+            row[f"{name}_mean"] = None if unknown else float(finished[name].mean())
         largest = None if finished.empty else int(finished["bytes_total"].max())
         fits = None if largest is None else largest <= budget
         rows.append(row | {"bytes_total_max": largest, "within_budget": fits})
@@ -181,10 +213,34 @@ HEADINGS = (
     "train s",
     "eval s",
 )
+# Only where GPUs are used.
+GPU_HEADINGS = ("GPU s", "useful %")
+
+
+def headings(trials: pd.DataFrame) -> tuple[str, ...]:
+    """The headings of the table for people."""
+    return (*HEADINGS, *GPU_HEADINGS) if _uses_gpus(trials) else HEADINGS
+
+
+def _uses_gpus(trials: pd.DataFrame) -> bool:
+    return bool((trials["gpu_s_reserved_mean"].fillna(0.0) > 0).any())
+
+
+def rows_for_people(trials: pd.DataFrame) -> list[list[str]]:
+    """A row a trial, a cell a heading."""
+    gpus = _uses_gpus(trials)
+    return [cells(row) + (gpu_cells(row) if gpus else []) for row in records(trials)]
+
+
+def gpu_cells(row: dict[str, Any]) -> list[str]:
+    """GPU-seconds reserved, and the share of them in which the run was computed."""
+    reserved, useful = row["gpu_s_reserved_mean"], row["gpu_s_useful_mean"]
+    share = 100 * useful / reserved if reserved and useful is not None else None
+    return [_number(reserved, ",.0f"), _number(share, ".0f")]
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """One trial's row as text, a cell a heading."""
+    """One trial's row as text, a cell for each of HEADINGS."""
     over = "" if row["within_budget"] in (True, None) else " over!"
     return [
         row["trial"],
@@ -209,7 +265,7 @@ def as_table(trials: pd.DataFrame, ledger: Ledger) -> str:
         + ", ".join(map(str, spec.seeds)),
         title_justify="left",
     )
-    for heading in HEADINGS:
+    for heading in headings(trials):
         first = heading == HEADINGS[0]
         table.add_column(
             _stack(heading),
@@ -217,9 +273,9 @@ def as_table(trials: pd.DataFrame, ledger: Ledger) -> str:
             no_wrap=True,
             overflow="ignore",
         )
-    for row in records(trials):
+    for row in rows_for_people(trials):
         # As Text: a name may hold what rich takes for markup.
-        table.add_row(*map(Text, cells(row)))
+        table.add_row(*map(Text, row))
     buffer = io.StringIO()
     Console(file=buffer, width=240, color_system=None).print(table)
     lines = [line.rstrip() for line in buffer.getvalue().rstrip().splitlines()]
@@ -231,8 +287,9 @@ def _stack(heading: str) -> str:
 
 
 def as_markdown(trials: pd.DataFrame) -> str:
-    sides = [":--", *["--:"] * (len(HEADINGS) - 1)]
-    rows = [list(HEADINGS), sides, *(cells(row) for row in records(trials))]
+    names = headings(trials)
+    sides = [":--", *["--:"] * (len(names) - 1)]
+    rows = [list(names), sides, *rows_for_people(trials)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([*lines, *(f"\n{remark}" for remark in _remarks(trials))])
 
@@ -254,7 +311,28 @@ def _remarks(trials: pd.DataFrame) -> list[str]:
         "configuration"
         for row in records(trials[trials["codes"] > 1])
     ]
-    return incomplete + resumed + mixed
+    return [*incomplete, *resumed, *mixed, *_metric_remarks(trials)]
+
+
+def _metric_remarks(trials: pd.DataFrame) -> list[str]:
+    """Which scores are of different kinds, or of less than the whole."""
+    kinds: dict[str, list[str]] = {}
+    for row in records(trials[trials["metric"].notna()]):
+        kinds.setdefault(row["metric"], []).append(row["trial"])
+    mixed = [
+        f"{trial}: its runs are scored by different metrics ({kind}), so they have no mean"
+        for kind, names in kinds.items()
+        for trial in names
+        if AND in kind
+    ]
+    apart = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
+    between = f"trials are scored by different metrics, not to be compared: {apart}"
+    partial = [
+        f"{', '.join(names)}: {NO_FULL_SCORE}"
+        for kind, names in kinds.items()
+        if any(metric.endswith(SUBSET) for metric in kind.split(AND))
+    ]
+    return [*mixed, *([between] if len(kinds) > 1 else []), *partial]
 
 
 def _spread(mean: float | None, std: float | None) -> str:

@@ -1,8 +1,9 @@
 """Slots on Ray: the only file that imports ray.
 
 A slot is a persistent actor that holds the CPUs and GPUs of one run (on one node, so that the
-actor's own resources do what a placement group would) and takes run after run. Slots end with
-the driver; their runs end with them (sweeper/guard.py). All of this is used from one thread.
+actor's own resources do what a placement group would) and takes run after run; a packing slot
+holds CPUs alone. Slots end with the driver; their runs end with them (sweeper/guard.py). All of
+this is used from one thread.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import contextlib
 import dataclasses
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,17 +27,15 @@ import ray
 from sweeper.errors import UserError
 from sweeper.launch import LaunchRequest, RunningAttempt
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.spec import Resources
+from sweeper.shipping import Scratch, Shipment
+from sweeper.spec import SweepSpec
 
-CHUNK_BYTES = 8 << 20
 # A slot answers calls while its run is at work.
 SLOT_THREADS = 8
 CALL_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 # So many slots in a row that could not begin are no accident of one host.
 MAX_FAILED_OPENINGS = 3
-LIVE_FILES = ("events.jsonl",)
-LIVE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +60,12 @@ class SlotFacts:
     sees_driver_disk: bool
 
 
-class SlotActor:
+class SlotActor(Scratch):
     """Runs in a Ray worker on the slot's node; one run at a time."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._running: RunningAttempt | None = None
-        self._scratch: str | None = None
 
     def describe(self, nonce: str, content: str) -> SlotFacts:
         """Where the slot is, and whether it sees the file that the driver has written."""
@@ -84,15 +81,10 @@ class SlotActor:
             sees_driver_disk=seen,
         )
 
-    def make_scratch(self) -> str:
-        """A directory of this host for one attempt, where the driver's disk cannot be seen."""
-        self._scratch = tempfile.mkdtemp(prefix="sweeper-")
-        return self._scratch
-
     def run(self, request: LaunchRequest, gpus: tuple[str, ...]) -> None:
         """Launch the attempt and return when nothing of it runs any more."""
         if not request.directory:
-            raise OSError("no directory could be made for the run on its host")
+            raise OSError("no directory with what the run needs could be made on its host")
         self._running = RunningAttempt(request, gpus)
         self._running.wait()
 
@@ -106,59 +98,35 @@ class SlotActor:
         if self._running is not None:
             self._running.kill()
 
-    def list_files(self) -> list[tuple[str, int]]:
-        """Names below the scratch directory, with their bytes."""
-        assert self._scratch is not None
-        root = Path(self._scratch)
-        files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-        return [(str(path.relative_to(root)), path.stat().st_size) for path in files]
-
-    def read(self, name: str, offset: int, limit: int) -> bytes:
-        """Part of a file of the scratch directory; empty when it is not there (yet)."""
-        assert self._scratch is not None
-        try:
-            with (Path(self._scratch) / name).open("rb") as file:
-                file.seek(offset)
-                return file.read(limit)
-        except FileNotFoundError:
-            return b""
-
-    def drop_scratch(self) -> None:
-        """Remove the scratch directory, once the driver has all of it."""
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
-
 
 @dataclass(eq=False)
 class Slot:
     """The driver's end of one slot. `facts` is None until Ray has found a place for it."""
 
-    number: int
     actor: Any
     opening: Any
     facts: SlotFacts | None = None
-    attempt: AttemptDir | None = None
+    shipment: Shipment | None = None  # None where the slot sees the driver's disk
     running: Any = None
     failure: str | None = None  # why the last run could not be launched, or its slot was lost
-    shipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def idle(self) -> bool:
         return self.facts is not None and self.running is None
 
     def start(self, request: LaunchRequest, attempt: AttemptDir) -> None:
-        """Begin a run; its files appear in the attempt's directory as it works."""
+        """Begin a run or a stage of it; its files appear in the attempt's directory as it works."""
         assert self.idle
         assert self.facts is not None
         attempt.path.mkdir(parents=True, exist_ok=True)
-        self.attempt, self.shipped, self.failure = attempt, {}, None
+        self.shipment, self.failure = None, None
         directory = str(attempt.path)
         if not self.facts.sees_driver_disk:
+            self.shipment = Shipment(attempt, self._call)
             try:
-                directory = ray.get(self.actor.make_scratch.remote(), timeout=CALL_SECONDS)
+                directory = self.shipment.begin()
             except ray.exceptions.RayError:
-                # The slot has died since; the call below fails alike, and `wait` will tell.
+                # It has no space, or it has died since: the call below fails alike, and says so.
                 directory = ""
         request = dataclasses.replace(request, directory=directory)
         self.running = self.actor.run.remote(request, self.facts.gpus)
@@ -171,58 +139,148 @@ class Slot:
 
     def follow(self) -> None:
         """Bring what the run has written since to the driver's disk, where it is not there yet."""
-        if self.running is None or self.facts is None or self.facts.sees_driver_disk:
-            return
-        with contextlib.suppress(ray.exceptions.RayError):
-            for name in LIVE_FILES:
-                self._pull(name, limit=LIVE_BYTES)
+        if self.running is not None and self.shipment is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                self.shipment.follow()
 
     def collect(self) -> None:
-        """Bring all files home after the run; the ones that say it is complete come last."""
-        assert self.attempt is not None
-        assert self.facts is not None
-        if self.facts.sees_driver_disk:
-            return
-        names = [name for name, _ in self._call("list_files")]
-        last = (self.attempt.result.name, self.attempt.exit.name)
-        for name in sorted(names, key=lambda name: last.index(name) if name in last else -1):
-            self._pull(name)
-        self._call("drop_scratch")
+        """Bring all files home after the run, where they are not there yet."""
+        if self.shipment is not None:
+            self.shipment.finish()
 
-    def _pull(self, name: str, limit: int | None = None) -> None:
-        """Copy a file from where the last copy ended; a whole one arrives by rename."""
-        assert self.attempt is not None
-        target = self.attempt.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        growing = name in LIVE_FILES
-        partial = target if growing else target.with_name(target.name + ".partial")
-        offset = self.shipped.get(name, 0)
-        with partial.open("ab" if offset else "wb") as file:
-            while data := self._call("read", name, offset, limit or CHUNK_BYTES):
-                file.write(data)
-                offset += len(data)
-                if limit is not None:
-                    break
-        self.shipped[name] = offset
-        if not growing:
-            partial.replace(target)
+    def close(self) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self.actor)
 
     def _call(self, method: str, *arguments: object) -> Any:
         return ray.get(getattr(self.actor, method).remote(*arguments), timeout=CALL_SECONDS)
 
 
-class Cluster:
-    """A connection to Ray with the slots of one sweep; use as a context manager."""
+@dataclass(eq=False)
+class Pool:
+    """The slots of one kind, in which `who` works; `asked` is what each holds, by Ray's names."""
 
-    def __init__(self, resources: Resources, options: ClusterOptions, sweep: SweepDir) -> None:
-        self._resources = resources
+    who: str
+    asked: dict[str, int]
+    advice: str  # what to lower where there is no room for one
+    nonce: tuple[str, str]  # a file of the driver's and its content
+    most: int = sys.maxsize  # slots that it may have; fewer once the cluster cannot hold them
+    slots: list[Slot] = field(default_factory=list)
+    _failed_openings: int = 0
+
+    @property
+    def opening(self) -> bool:
+        """Whether a slot waits for its place."""
+        return any(slot.facts is None for slot in self.slots)
+
+    def capacity(self) -> int:
+        """How many slots the cluster's nodes hold at once, were nothing else on them.
+
+        Raises UserError when there is room for none.
+        """
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        fits = [
+            min(int(node["Resources"].get(name, 0) // n) for name, n in self.asked.items())
+            for node in nodes
+        ]
+        if sum(fits) > 0:
+            return sum(fits)
+        if not nodes:
+            raise UserError("the cluster has lost its nodes; run the sweep again to go on")
+        has = [
+            f"{node['NodeManagerHostname']} has "
+            + ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in self.asked)
+            for node in nodes
+        ]
+        wants = ", ".join(f"{amount} {name}" for name, amount in self.asked.items())
+        raise UserError(
+            f"{self.who} asks for {wants} on one node; {'; '.join(has)}. Lower {self.advice} in "
+            "the spec, or give --address of a larger cluster"
+        )
+
+    def open(self, count: int) -> None:
+        """Have `count` slots in all, or the most; they are idle once Ray has found their places."""
+        remote = ray.remote(
+            num_cpus=self.asked.get("CPU", 0),
+            num_gpus=self.asked.get("GPU", 0),
+            max_concurrency=SLOT_THREADS,
+            max_restarts=0,
+        )(SlotActor)
+        while len(self.slots) < min(count, self.most):
+            actor = remote.remote()
+            self.slots.append(Slot(actor=actor, opening=actor.describe.remote(*self.nonce)))
+
+    def shrink(self, count: int) -> None:
+        """Give idle or waiting slots back until at most `count` are left."""
+        spare = [slot for slot in self.slots if slot.running is None][: len(self.slots) - count]
+        for slot in spare:
+            slot.close()
+            self.slots.remove(slot)
+
+    def settle(self, slot: Slot, future: Any) -> bool:
+        """Take in what a slot's future says; whether a run has ended."""
+        ended = slot.running is not None
+        try:
+            answer = ray.get(future)
+            if ended:
+                slot.collect()
+            else:
+                slot.facts, self._failed_openings = answer, 0
+        except ray.exceptions.RayTaskError as error:
+            # The slot is well, the launch was not: no space left, or no such program.
+            slot.failure = str(error.cause)
+        except ray.exceptions.RayError as error:
+            slot.failure = f"its slot was lost: {_last_line(error)}"
+            slot.close()
+            self.slots.remove(slot)
+            if not ended:
+                self._count_failed_opening(error)
+        slot.running = None
+        return ended
+
+    def _count_failed_opening(self, error: Exception) -> None:
+        self._failed_openings += 1
+        if self._failed_openings < MAX_FAILED_OPENINGS:
+            return
+        if any(slot.facts is not None for slot in self.slots):
+            # Some node is unfit; the slots that work elsewhere go on without it.
+            self.most = len(self.slots)
+        else:
+            raise UserError(
+                f"Ray cannot start a slot on this cluster: {_last_line(error)}. Its nodes need "
+                "this project and Python environment, and room for one more process"
+            ) from error
+
+
+class Cluster:
+    """A connection to Ray with the slots of one sweep; use as a context manager.
+
+    `runs` are the slots that hold a run's GPUs; `packing` those of the spec's [packing], else the
+    same.
+    """
+
+    def __init__(self, spec: SweepSpec, options: ClusterOptions, sweep: SweepDir) -> None:
         self._options = options
         self._sweep = sweep
         self._nonce = secrets.token_hex(16)
-        self._opened = 0
-        self._failed_openings = 0
-        self._most = sys.maxsize  # slots that this cluster has shown to be able to hold
-        self.slots: list[Slot] = []
+        nonce = (str(sweep.nonce), self._nonce)
+        asked = {"GPU": spec.resources.gpus_per_run, "CPU": spec.resources.cpus_per_run}
+        self.runs = Pool(
+            *("a run", {name: amount for name, amount in asked.items() if amount > 0}),
+            *("resources.gpus_per_run or resources.cpus_per_run", nonce),
+        )
+        self.packing = self.runs
+        if spec.packing is not None:
+            self.packing = Pool("packing", {"CPU": spec.packing.cpus}, "packing.cpus", nonce)
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The different ones."""
+        return list(dict.fromkeys([self.runs, self.packing]))
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [slot for pool in self.pools for slot in pool.slots]
 
     def __enter__(self) -> Cluster:
         with _kept_sigterm():
@@ -238,111 +296,31 @@ class Cluster:
     ) -> None:
         """Close the slots (nothing of theirs runs on) and leave the cluster."""
         for slot in self.slots:
-            self._close(slot)
+            slot.close()
         ray.shutdown()
         self._sweep.nonce.unlink(missing_ok=True)
-
-    def capacity(self) -> int:
-        """How many slots the cluster's nodes hold at once, were nothing else on them.
-
-        Raises UserError when there is room for none.
-        """
-        asked = self._asked()
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        fits = [
-            min(int(node["Resources"].get(name, 0) // amount) for name, amount in asked.items())
-            for node in nodes
-        ]
-        if sum(fits) > 0:
-            return sum(fits)
-        if not nodes:
-            raise UserError("the cluster has lost its nodes; run the sweep again to go on")
-        has = [
-            f"{node['NodeManagerHostname']} has "
-            + ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in asked)
-            for node in nodes
-        ]
-        wants = ", ".join(f"{amount} {name}" for name, amount in asked.items())
-        raise UserError(
-            f"a run asks for {wants} on one node; {'; '.join(has)}. Lower resources.gpus_per_run "
-            "or resources.cpus_per_run in the spec, or give --address of a larger cluster"
-        )
-
-    def open_slots(self, count: int) -> None:
-        """Have `count` slots in all; they become idle as Ray finds places for them."""
-        remote = ray.remote(
-            num_cpus=self._resources.cpus_per_run,
-            num_gpus=self._resources.gpus_per_run,
-            max_concurrency=SLOT_THREADS,
-            max_restarts=0,
-        )(SlotActor)
-        while len(self.slots) < min(count, self._most):
-            actor = remote.remote()
-            opening = actor.describe.remote(str(self._sweep.nonce), self._nonce)
-            self.slots.append(Slot(number=self._opened, actor=actor, opening=opening))
-            self._opened += 1
-
-    def close_slots(self, count: int) -> None:
-        """Give idle or waiting slots back until at most `count` are left."""
-        spare = [slot for slot in self.slots if slot.running is None][: len(self.slots) - count]
-        for slot in spare:
-            self._close(slot)
-            self.slots.remove(slot)
 
     def wait(self, seconds: float) -> list[Slot]:
         """The slots whose runs have ended, as soon as there is one, at the latest after `seconds`.
 
         Their files are on the driver's disk by then, unless the slot has died: such a slot is
-        no longer among `slots`. Raises UserError when no slot can begin on this cluster.
+        no longer in its pool. Raises UserError when no slot can begin on this cluster.
         """
-        futures = {slot.running if slot.facts else slot.opening: slot for slot in self.slots}
+        futures = {
+            slot.running if slot.facts else slot.opening: (pool, slot)
+            for pool in self.pools
+            for slot in pool.slots
+        }
         waited = [future for future in futures if future is not None]
         ready, _ = ray.wait(waited, num_returns=1, timeout=seconds) if waited else ([], [])
         # Others may have become ready too; one more look takes them all.
         ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0) if ready else ([], [])
-        return [slot for future in ready if self._settle(slot := futures[future], future)]
-
-    def _settle(self, slot: Slot, future: Any) -> bool:
-        """Take in what a slot's future says; whether a run has ended."""
-        ended = slot.running is not None
-        try:
-            answer = ray.get(future)
-            if ended:
-                slot.collect()
-            else:
-                slot.facts, self._failed_openings = answer, 0
-        except ray.exceptions.RayTaskError as error:
-            # The slot is well, the launch was not: no space left, or no such program.
-            slot.failure = str(error.cause)
-        except ray.exceptions.RayError as error:
-            slot.failure = f"its slot was lost: {_last_line(error)}"
-            self._close(slot)
-            self.slots.remove(slot)
-            if not ended:
-                self._count_failed_opening(error)
-        slot.running = None
+        ended = []
+        for future in ready:
+            pool, slot = futures[future]
+            if pool.settle(slot, future):
+                ended.append(slot)
         return ended
-
-    def _count_failed_opening(self, error: Exception) -> None:
-        self._failed_openings += 1
-        if self._failed_openings < MAX_FAILED_OPENINGS:
-            return
-        if any(slot.facts is not None for slot in self.slots):
-            # Some node is unfit; the slots that work elsewhere go on without it.
-            self._most = len(self.slots)
-        else:
-            raise UserError(
-                f"Ray cannot start a slot on this cluster: {_last_line(error)}. Its nodes need "
-                "this project and Python environment, and room for one more process"
-            ) from error
-
-    def _close(self, slot: Slot) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(slot.actor)
-
-    def _asked(self) -> dict[str, int]:
-        asked = {"GPU": self._resources.gpus_per_run, "CPU": self._resources.cpus_per_run}
-        return {name: amount for name, amount in asked.items() if amount > 0}
 
     def _connect(self) -> None:
         """Join the cluster, or start one on this machine that ends with this process."""

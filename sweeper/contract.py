@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,9 +40,10 @@ NONE_WORDS = frozenset({"", "none"})
 class EventReader:
     """Reads the events of one run as they are written; a torn last line waits for its rest."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        """Reads from so many bytes on: where the stage begins whose events are wanted."""
         self._path = path
-        self._offset = 0
+        self._offset = offset
 
     def read(self) -> list[Event]:
         """The events since the last call. A line that is no event is passed over."""
@@ -62,6 +64,35 @@ def _parse(line: bytes) -> Event | None:
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
+
+
+def end_events(path: Path) -> int:
+    """Where the events of the next stage will begin, in bytes.
+
+    A line that a killed process or a lost host has torn is ended here, or it would spoil the next.
+    """
+    try:
+        with path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return size if file.read() in (b"", b"\n") else size + file.write(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def read_handoff(path: Path, status: str) -> dict[str, Any]:
+    """What a stage leaves for the next; ContractError when it is missing, or is something else."""
+    try:
+        facts = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ContractError(f"{path.name}: missing, though the stage ended well") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ContractError(f"{path.name}: corrupt ({error})") from error
+    found = (facts.get("schema"), facts.get("status")) if isinstance(facts, dict) else facts
+    if found != (SCHEMA, status):
+        raise ContractError(f"{path.name}: not of schema {SCHEMA} with status {status!r}")
+    assert isinstance(facts, dict)
+    return facts
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One run on this host: started under its guard, watched, ended, and judged by what it left."""
+"""One stage of a run on this host: started under its guard, watched, and ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,58 +18,51 @@ from typing import Any
 import psutil
 
 from sweeper import guard
-from sweeper.contract import EventReader, check_echo, first_error, read_result
-from sweeper.errors import ContractError
 from sweeper.layout import AttemptDir
-from sweeper.ledger import AttemptState
+from sweeper.stages import Stage
 
 TAG_NAME = "SWEEPER_TAG"
 PROJECT = Path(__file__).resolve().parent.parent
-TAIL_BYTES = 4_000
-# What a run must not inherit from the process that launches it: torchrun of another run.
+# What a run must not inherit from the process that launches it: torchrun or stage of another run.
 FOREIGN_NAMES = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
+    "STAGE",
 )
 # On every machine; a setting of the same name is not meant by them.
 SYSTEM_NAMES = frozenset(
     {"HOME", "HOSTNAME", "LANG", "LOGNAME", "MAIL", "PATH", "PWD", "SHELL", "TERM", "TMPDIR"}
     | {"USER"}
 )
-# torchrun's own words about the first rank that failed.
-FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
-ERROR_STATES = {
-    "user": AttemptState.USER_ERROR,
-    "nonfinite": AttemptState.NONFINITE,
-    "oom": AttemptState.OUT_OF_MEMORY,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tag:
-    """Marks every process of an attempt, in its environment, so that a reaper can find it."""
+    """Marks every process of a launch, in its environment, so that a reaper can find it.
+
+    `launch` is the number of a stage in the sweep's ledger: an attempt is launched stage by stage,
+    and one of them may be over while another is at work on the same host.
+    """
 
     sweep: str
     session: str
-    attempt: int
+    launch: int
 
     def __str__(self) -> str:
-        return f"{self.sweep}:{self.session}:{self.attempt}"
+        return f"{self.sweep}:{self.session}:{self.launch}"
 
     @classmethod
     def parse(cls, text: str) -> Tag | None:
         sweep, _, rest = text.partition(":")
-        session, _, attempt = rest.partition(":")
-        return (
-            cls(sweep=sweep, session=session, attempt=int(attempt)) if attempt.isdecimal() else None
-        )
+        session, _, launch = rest.partition(":")
+        return cls(sweep=sweep, session=session, launch=int(launch)) if launch.isdecimal() else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
-    """All that a host needs to know to launch one attempt.
+    """All that a host needs to know to launch one attempt, or the `number`-th time a stage of it.
 
-    `env` holds the hyperparameters by their environment names; `dead` the attempts of this
+    `env` holds the hyperparameters by their environment names; `dead` the launches of this
     session that are known to be over, whatever may still run of them on the host.
     """
 
@@ -82,18 +74,15 @@ class LaunchRequest:
     cpus: int
     grace_seconds: float
     env: Mapping[str, str]
+    stage: Stage = Stage.ALL
+    number: int = 1
+    nice: int = 0
     dead: frozenset[int] = frozenset()
 
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How an attempt ended, with the result when it finished and the cause when it did not."""
-
-    state: AttemptState
-    exit_code: int | None = None
-    message: str | None = None
-    traceback: str | None = None
-    result: dict[str, Any] | None = None
+    @property
+    def attempt(self) -> AttemptDir:
+        """Where it works."""
+        return AttemptDir(Path(self.directory)).of(self.stage, self.number)
 
 
 class RunningAttempt:
@@ -103,11 +92,11 @@ class RunningAttempt:
     """
 
     def __init__(self, request: LaunchRequest, gpus: Sequence[str]) -> None:
-        """Reap what is left of earlier attempts, then launch this one."""
+        """Reap what is left of earlier launches, then make this one."""
         self._tag = request.tag
         self._lock = threading.Lock()
         reap_leftovers(request.tag, request.dead)
-        attempt = AttemptDir(Path(request.directory))
+        attempt = request.attempt
         attempt.logs.mkdir(parents=True, exist_ok=True)
         command, env = build_command(request), build_env(request, gpus)
         facts = dataclasses.asdict(request) | {"command": command, "gpus": list(gpus)}
@@ -117,7 +106,7 @@ class RunningAttempt:
         try:
             with attempt.stdout.open("ab") as stdout, attempt.stderr.open("ab") as stderr:
                 self._guard = subprocess.Popen(
-                    supervised(command, attempt, request.grace_seconds, read_end),
+                    supervised(command, request, read_end),
                     cwd=attempt.path,
                     env=env,
                     stdin=subprocess.DEVNULL,
@@ -161,15 +150,16 @@ def build_command(request: LaunchRequest) -> list[str]:
     return [
         *(python, "-m", "torch.distributed.run"),
         *("--standalone", f"--nproc-per-node={request.processes}", "--max-restarts=0"),
-        *("--redirects=3", "--log-dir=logs/ranks", "--no-python", *shim),
+        *("--redirects=3", f"--log-dir={request.attempt.logs / 'ranks'}", "--no-python", *shim),
     ]
 
 
-def supervised(command: list[str], attempt: AttemptDir, grace: float, alive: int) -> list[str]:
+def supervised(command: list[str], request: LaunchRequest, alive: int) -> list[str]:
     """The command under its process guard."""
     return [
-        *(sys.executable, "-I", "-S", guard.__file__, "supervise", f"--exit={attempt.exit}"),
-        *(f"--grace={grace}", f"--alive={alive}", "--", *command),
+        *(sys.executable, "-I", "-S", guard.__file__, "supervise"),
+        *(f"--exit={request.attempt.exit}", f"--grace={request.grace_seconds}"),
+        *(f"--alive={alive}", f"--nice={request.nice}", "--", *command),
     ]
 
 
@@ -195,6 +185,7 @@ def _set_env(request: LaunchRequest, gpus: Sequence[str]) -> dict[str, str]:
         # Empty where the slot holds no GPU: a run may not use what others reserve.
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         **request.env,
+        **({} if request.stage is Stage.ALL else {"STAGE": request.stage.value}),
         "RUN_DIR": request.directory,
         TAG_NAME: str(request.tag),
     }
@@ -214,11 +205,11 @@ def reap_leftovers(tag: Tag, dead: Collection[int] = ()) -> int:
     """End processes of the same sweep that nobody owns any more; returns how many.
 
     Those are the ones of another session (only one driver at a time holds a sweep), and in this
-    session the ones of attempts that are known to be over.
+    session the ones of launches that are known to be over.
     """
     return end_tagged(
         lambda found: (
-            found.sweep == tag.sweep and (found.session != tag.session or found.attempt in dead)
+            found.sweep == tag.sweep and (found.session != tag.session or found.launch in dead)
         )
     )
 
@@ -242,131 +233,3 @@ def tagged_processes() -> list[tuple[psutil.Process, Tag]]:
             if tag is not None and process.pid != os.getpid():
                 tagged.append((process, tag))
     return tagged
-
-
-# ---- judging
-
-
-def judge(attempt: AttemptDir, overrides: Mapping[str, str]) -> Outcome:
-    """Decide, from its directory alone, how an attempt ended.
-
-    It finished only if every process ended well and a valid result is there and the run confirms
-    every override and the artifact is what the result says.
-    """
-    try:
-        ended = json.loads(attempt.exit.read_bytes())
-        code, asked = int(ended["exit_code"]), ended["stop_reason"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return _judge_unended(attempt)
-    events = EventReader(attempt.events).read()
-    if code != 0:
-        return _judge_failure(attempt, events, code, asked)
-    try:
-        result = read_result(attempt.result)
-        _check_artifact(attempt, result)
-    except ContractError as error:
-        return Outcome(state=AttemptState.BAD_RESULT, exit_code=code, message=str(error))
-    wrong = wrong_settings(attempt, overrides, events)
-    if wrong is not None:
-        return Outcome(state=AttemptState.USER_ERROR, exit_code=code, message=wrong)
-    return Outcome(state=AttemptState.FINISHED, exit_code=code, result=result)
-
-
-def wrong_settings(
-    attempt: AttemptDir, overrides: Mapping[str, str], events: Collection[dict[str, Any]]
-) -> str | None:
-    """How a run's settings differ from those it was asked to take, by its echo; None if not."""
-    try:
-        inherited = json.loads(attempt.request.read_bytes())["inherited"]
-    except (OSError, ValueError, KeyError):
-        inherited = ()  # of another host, and not here yet
-    try:
-        check_echo(overrides, events, inherited)
-    except ContractError as error:
-        return str(error)
-    return None
-
-
-def _check_artifact(attempt: AttemptDir, result: Mapping[str, Any]) -> None:
-    """ContractError unless the artifact on disk has the size that the result claims."""
-    name = result.get("artifact")
-    if not isinstance(name, str) or Path(name).name != name:
-        raise ContractError(f"{attempt.result.name}: artifact is {name!r}, not a file name")
-    try:
-        found = (attempt.path / name).stat().st_size
-    except OSError as error:
-        raise ContractError(f"{name}: the artifact cannot be read ({error.strerror})") from error
-    if found != result["bytes_model"]:
-        raise ContractError(
-            f"{name}: has {found} bytes on disk, the result says {result['bytes_model']}"
-        )
-    if result["bytes_total"] != found + result["bytes_code"]:
-        raise ContractError(
-            f"{attempt.result.name}: bytes_total is {result['bytes_total']}, not the artifact's "
-            f"{found} + the code's {result['bytes_code']}"
-        )
-
-
-def _judge_unended(attempt: AttemptDir) -> Outcome:
-    """An attempt whose guard left no word: killed with it, or with no room to write it."""
-    error = first_error(EventReader(attempt.events).read())
-    if error is not None and error.get("code") in ERROR_STATES:
-        return _of_error(error, None)
-    return Outcome(
-        state=AttemptState.LOST, message="its processes were killed together with their guard"
-    )
-
-
-def _of_error(error: Mapping[str, Any], code: int | None) -> Outcome:
-    """The outcome that a run's own error event tells."""
-    state = ERROR_STATES.get(str(error.get("code")), AttemptState.CRASHED)
-    rank = error.get("rank", 0)
-    where = f" (rank {rank})" if rank else ""
-    message = f"{error.get('error', 'error')}{where}: {error.get('message', '')}"
-    trace = str(error.get("traceback", "")) or None
-    return Outcome(state=state, exit_code=code, message=message, traceback=trace)
-
-
-def _judge_failure(
-    attempt: AttemptDir, events: list[dict[str, Any]], code: int, asked: str | None
-) -> Outcome:
-    error = first_error(events)
-    if error is not None:
-        return _of_error(error, code)
-    # What the run says of having stopped is no evidence: torchrun stops the ranks of a dead one.
-    if asked == guard.ASKED:
-        return Outcome(state=AttemptState.STOPPED, exit_code=code, message="stopped on request")
-    if asked == guard.LAUNCHER_DIED:
-        message = "it was ended because the process that launched it died"
-        return Outcome(state=AttemptState.LOST, exit_code=code, message=message)
-    message, log = _failing_log(attempt, code)
-    return Outcome(state=AttemptState.CRASHED, exit_code=code, message=message, traceback=log)
-
-
-def _failing_log(attempt: AttemptDir, code: int) -> tuple[str, str | None]:
-    """Which rank failed first, as far as torchrun knows, and the end of its log."""
-    launcher = _tail(attempt.stderr)
-    failed = FAILED_RANK.search(launcher)
-    if failed is None:
-        return f"ended with {_describe_code(code)}", launcher or None
-    rank_code, rank = int(failed[1]), int(failed[2])
-    logs = [text for path in attempt.rank_logs(rank, "stderr") if (text := _tail(path))]
-    return f"rank {rank} ended with {_describe_code(rank_code)}", logs[-1] if logs else launcher
-
-
-def _describe_code(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"signal {signal.Signals(-code).name}"
-    return f"signal {-code}"
-
-
-def _tail(path: Path) -> str:
-    """The last few thousand bytes of a text file, from a line's start; empty when it is missing."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - TAIL_BYTES))
-        text = file.read().decode(errors="replace")
-        return text if size <= TAIL_BYTES else text.partition("\n")[2]
-    return ""

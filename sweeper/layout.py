@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from sweeper.stages import ARTIFACT, PACKED, TRAINED, TRAINED_TENSORS, Stage
 
 DEFAULT_ROOT = "runs"
 ROOT_NAME = "SWEEPER_ROOT"
@@ -25,9 +27,19 @@ def root_from(argument: str | None) -> Path:
 
 @dataclass(frozen=True)
 class AttemptDir:
-    """One attempt's directory: what the run writes, and what its guard writes about it."""
+    """One attempt's directory: what the run writes, and what its guard writes about it.
+
+    All stages of an attempt share it. What is written about one of them has a name of its own,
+    and so has what is written about its second try, and so on.
+    """
 
     path: Path
+    stage: Stage = Stage.ALL
+    number: int = 1  # of the stage's launches
+
+    def of(self, stage: Stage, number: int = 1) -> AttemptDir:
+        """The same directory as one launch of a stage sees it."""
+        return replace(self, stage=stage, number=number)
 
     @property
     def events(self) -> Path:
@@ -38,16 +50,34 @@ class AttemptDir:
         return self.path / "result.json"
 
     @property
+    def trained(self) -> Path:
+        return self.path / TRAINED
+
+    @property
+    def trained_tensors(self) -> Path:
+        """Some hundred megabytes, of use only until they are packed."""
+        return self.path / TRAINED_TENSORS
+
+    @property
+    def packed(self) -> Path:
+        return self.path / PACKED
+
+    @property
+    def artifact(self) -> Path:
+        return self.path / ARTIFACT
+
+    @property
     def exit(self) -> Path:
-        return self.path / "exit.json"
+        """How a stage ended; exit.json is of the last one, or of the whole run."""
+        return self.path / ("exit.json" if self.stage.last else f"exit.{self.stage}.json")
 
     @property
     def request(self) -> Path:
-        return self.path / "request.json"
+        return self.path / f"request{self._mark}.json"
 
     @property
     def logs(self) -> Path:
-        return self.path / "logs"
+        return self.path / "logs" / self._mark.removeprefix(".")
 
     @property
     def stdout(self) -> Path:
@@ -61,6 +91,18 @@ class AttemptDir:
     def rank_logs(self, rank: int, stream: str) -> list[Path]:
         """Files of one rank's `stdout` or `stderr`, as torchrun lays them out."""
         return sorted(self.logs.glob(f"ranks/*/attempt_0/{rank}/{stream}.log"))
+
+    def forget_end(self) -> None:
+        """Remove how an earlier launch of this stage ended, or it would pass for this one's end."""
+        self.exit.unlink(missing_ok=True)
+        if self.stage.last:
+            self.result.unlink(missing_ok=True)
+
+    @property
+    def _mark(self) -> str:
+        """Tells the launches of one attempt apart."""
+        stage = "" if self.stage is Stage.ALL else f".{self.stage}"
+        return stage if self.number == 1 else f"{stage}.{self.number}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The ledger: every trial, run and attempt of a sweep in one SQLite file; the source of truth.
+"""The ledger: trials, runs, attempts and stages of a sweep in one SQLite file; the source of truth.
 
 One process writes (it holds the sweep's lock) from one thread; others may read at any time, since
 the journal is a write-ahead log. Every write is one transaction, on disk when the call returns.
@@ -18,24 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import UserError
+from sweeper.schema import SCHEMA, SCHEMA_VERSION, STAGES, STAGES_OF_VERSION_1
 from sweeper.spec import SweepSpec
-
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE sweep (uid TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL,
-                    spec TEXT NOT NULL);
-CREATE TABLE trials (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
-                     config_hash TEXT NOT NULL UNIQUE, env TEXT NOT NULL);
-CREATE TABLE runs (id INTEGER PRIMARY KEY, trial INTEGER NOT NULL REFERENCES trials(number),
-                   seed INTEGER NOT NULL, state TEXT NOT NULL, UNIQUE (trial, seed));
-CREATE TABLE attempts (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id),
-                       number INTEGER NOT NULL, state TEXT NOT NULL, path TEXT NOT NULL,
-                       host TEXT NOT NULL, gpus TEXT NOT NULL, code TEXT,
-                       launched REAL NOT NULL, ended REAL,
-                       exit_code INTEGER, message TEXT, traceback TEXT, result TEXT,
-                       UNIQUE (run, number));
-CREATE UNIQUE INDEX one_result ON attempts (run) WHERE state = 'finished';
-"""
+from sweeper.stages import Stage
 
 
 class RunState(enum.StrEnum):
@@ -51,6 +36,8 @@ class RunState(enum.StrEnum):
 
 
 class AttemptState(enum.StrEnum):
+    """How an attempt ended; LAUNCHED while it has not."""
+
     LAUNCHED = "launched"
     FINISHED = "finished"
     USER_ERROR = "user_error"
@@ -85,7 +72,10 @@ class RunRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptRow:
-    """One launch of a run; times in Unix seconds. `code` is the hash of what it executes."""
+    """One try at a run, all its stages; times in Unix seconds.
+
+    `code` is the hash of what it executes, `host` and `gpus` are where it began.
+    """
 
     id: int
     run: int
@@ -101,6 +91,35 @@ class AttemptRow:
     message: str | None
     traceback: str | None
     result: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """One launch of a stage of an attempt; a whole run is one of stage `all`. Unix seconds.
+
+    Its events are those from byte `events_from` of the attempt's on.
+    """
+
+    id: int
+    attempt: int
+    stage: Stage
+    host: str
+    gpus: str
+    launched: float
+    ended: float | None
+    exit_code: int | None
+    message: str | None
+    events_from: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it was at work; 0 until it has ended."""
+        return 0.0 if self.ended is None else max(0.0, self.ended - self.launched)
+
+    @property
+    def gpu_seconds(self) -> float:
+        """What it has reserved."""
+        return self.seconds * len([gpu for gpu in self.gpus.split(",") if gpu])
 
 
 class Ledger:
@@ -122,6 +141,8 @@ class Ledger:
         ledger._db.execute("PRAGMA foreign_keys = ON")
         if ledger._schema_version() == 0:
             ledger._create(spec)
+        if ledger._schema_version() == 1:
+            ledger._migrate()
         ledger._check_schema(path)
         ledger._check_spec(spec)
         return ledger
@@ -132,7 +153,10 @@ class Ledger:
         if not path.is_file():
             raise UserError(f"{path.parent}: no sweep there; see `sweeper run`, or give --root")
         ledger = cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
-        ledger._check_schema(path)
+        if ledger._schema_version() == 1:
+            ledger._db.execute(f"CREATE TEMP VIEW stages AS {STAGES_OF_VERSION_1}")
+        else:
+            ledger._check_schema(path)
         return ledger
 
     def close(self) -> None:
@@ -166,6 +190,12 @@ class Ledger:
         rows = self._db.execute(f"SELECT * FROM attempts {where} ORDER BY id", values)
         return [_attempt(row) for row in rows]
 
+    def stages(self, attempt: int | None = None) -> list[StageRow]:
+        """All launches of stages in order, or those of one attempt."""
+        where, values = ("", ()) if attempt is None else ("WHERE attempt = ?", (attempt,))
+        rows = self._db.execute(f"SELECT * FROM stages {where} ORDER BY id", values)
+        return [StageRow(**(dict(row) | {"stage": Stage(row["stage"])})) for row in rows]
+
     # ---- what happens
 
     def launched(
@@ -177,17 +207,38 @@ class Ledger:
         host: str,
         gpus: str,
         code: str | None = None,
+        stage: Stage = Stage.ALL,
     ) -> int:
-        """Record a launch, before it is made; returns the attempt's id."""
+        """Record an attempt and the launch of its first stage, before it is made; its id."""
         with self._transaction():
-            cursor = self._db.execute(
+            attempt = self._insert(
                 "INSERT INTO attempts (run, number, state, path, host, gpus, code, launched)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (run.id, number, AttemptState.LAUNCHED, path, host, gpus, code, time.time()),
             )
+            self._insert_stage(attempt, stage, host, gpus, 0)
             self._set_run(run.id, RunState.RUNNING)
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        return attempt
+
+    def stage_launched(
+        self, attempt: AttemptRow, stage: Stage, *, host: str, gpus: str, events_from: int
+    ) -> None:
+        """Record the launch of one more stage of an attempt, before it is made."""
+        with self._transaction():
+            self._insert_stage(attempt.id, stage, host, gpus, events_from)
+            self._set_run(attempt.run, RunState.RUNNING)
+
+    def stage_ended(
+        self,
+        attempt: int,
+        *,
+        exit_code: int | None = None,
+        message: str | None = None,
+        at: float | None = None,
+    ) -> None:
+        """Record the end of an attempt's stage at work, now or earlier; the attempt goes on."""
+        with self._transaction():
+            self._end_stage(attempt, at or time.time(), exit_code, message)
 
     def ended(
         self,
@@ -199,14 +250,17 @@ class Ledger:
         message: str | None = None,
         traceback: str | None = None,
         result: dict[str, Any] | None = None,
+        at: float | None = None,
     ) -> None:
-        """Record how an attempt ended and what becomes of its run, as one fact."""
+        """Record how an attempt ended, with its stage at work, and what becomes of its run."""
+        now = time.time()
         with self._transaction():
+            self._end_stage(attempt, at or now, exit_code, message)
             self._db.execute(
                 "UPDATE attempts SET state = ?, ended = ?, exit_code = ?, message = ?,"
                 " traceback = ?, result = ? WHERE id = ?",
                 (
-                    *(state, time.time(), exit_code, message, traceback),
+                    *(state, now, exit_code, message, traceback),
                     *(None if result is None else json.dumps(result), attempt),
                 ),
             )
@@ -221,7 +275,38 @@ class Ledger:
             )
         return cursor.rowcount
 
+    def pause(self) -> None:
+        """Make every run that is under way wait for the sweep to go on; its attempt stays open."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE runs SET state = ? WHERE state = ?", (RunState.PENDING, RunState.RUNNING)
+            )
+
     # ---- inside
+
+    def _insert(self, statement: str, values: tuple[object, ...]) -> int:
+        """Add a row; its id."""
+        row = self._db.execute(statement, values).lastrowid
+        assert row is not None
+        return row
+
+    def _insert_stage(
+        self, attempt: int, stage: Stage, host: str, gpus: str, events_from: int
+    ) -> None:
+        self._insert(
+            "INSERT INTO stages (attempt, stage, host, gpus, launched, events_from)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (attempt, stage, host, gpus, time.time(), events_from),
+        )
+
+    def _end_stage(
+        self, attempt: int, at: float, exit_code: int | None, message: str | None
+    ) -> None:
+        self._db.execute(
+            "UPDATE stages SET ended = ?, exit_code = ?, message = ?"
+            " WHERE attempt = ? AND ended IS NULL",
+            (at, exit_code, message, attempt),
+        )
 
     def _set_run(self, run: int, state: RunState) -> None:
         self._db.execute("UPDATE runs SET state = ? WHERE id = ?", (state, run))
@@ -259,6 +344,13 @@ class Ledger:
                         "INSERT INTO runs (trial, seed, state) VALUES (?, ?, ?)",
                         (number, seed, RunState.PENDING),
                     )
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _migrate(self) -> None:
+        """Bring a ledger of version 1 to this one."""
+        with self._transaction():
+            self._db.execute(STAGES)
+            self._db.execute(f"INSERT INTO stages {STAGES_OF_VERSION_1}")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _check_schema(self, path: Path) -> None:

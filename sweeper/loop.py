@@ -7,33 +7,25 @@ ends what still runs, and launches the rest.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
-import signal
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 
-from sweeper.cluster import Cluster, ClusterOptions, Slot
-from sweeper.contract import EventReader
-from sweeper.errors import UserError
-from sweeper.launch import (
-    LaunchRequest,
-    Outcome,
-    Tag,
-    judge,
-    reap_leftovers,
-    wrong_settings,
-)
+from sweeper.agenda import Job, waiting_jobs
+from sweeper.cluster import Cluster, ClusterOptions, Pool, Slot
+from sweeper.contract import EventReader, end_events
+from sweeper.driver import Interrupts, hold
+from sweeper.judge import judge, wrong_settings
+from sweeper.launch import LaunchRequest, Tag
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunRow, RunState, TrialRow
-from sweeper.policy import after_attempt
+from sweeper.ledger import AttemptState, Ledger, RunRow, RunState, StageRow, TrialRow
+from sweeper.policy import after_attempt, seconds_left
 from sweeper.progress import Progress
 from sweeper.provenance import describe_code, record_spec
+from sweeper.settle import can_go_on, record_end, record_stage, recover
 from sweeper.spec import SweepSpec
+from sweeper.stages import Stage
 from sweeper.view import Observer, SweepView
 
 POLL_SECONDS = 0.5
@@ -41,36 +33,12 @@ POLL_SECONDS = 0.5
 STOP_MARGIN_SECONDS = 15.0
 
 
-class Interrupts:
-    """SIGINT and SIGTERM as a count: one asks the sweep to stop, two stop it at once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.signal: int | None = None
-
-    @contextmanager
-    def catch(self) -> Iterator[Interrupts]:
-        """Handle the signals here for the time of a `with` block, in the main thread."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, self._receive)
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        self.count += 1
-        self.signal = number
-
-
 @dataclass(eq=False)
 class _Work:
-    """A run in a slot."""
+    """A stage of a run in a slot, or the whole run."""
 
     run: RunRow
-    attempt: int
+    launch: StageRow
     directory: AttemptDir
     overrides: dict[str, str]
     deadline: float | None
@@ -101,9 +69,11 @@ class Loop:
 
     def run(self) -> None:
         """Return when every run is over, or, after an interrupt, when nothing is at work."""
-        slots = self._slots_wanted(self.cluster.capacity())
-        self.cluster.open_slots(slots)
-        self.observer.slots = slots
+        runs, packing = self.cluster.runs, self.cluster.packing
+        runs.most = self.observer.slots = self._slots_wanted(runs.capacity())
+        if packing is not runs:
+            packing.most = packing.capacity()
+        runs.open(runs.most)
         while self._goes_on():
             if not self.interrupts.count:
                 self._fill()
@@ -114,6 +84,8 @@ class Loop:
             self._check_echoes()
             self._end_overdue()
             self.progress.update(self.observer.look())
+        if self.interrupts.count:
+            self.ledger.pause()
         self.progress.update(self.observer.look())
 
     def _goes_on(self) -> bool:
@@ -127,72 +99,128 @@ class Loop:
         return min(capacity, left) if most is None else min(capacity, left, most)
 
     def _fill(self) -> None:
-        """Give every idle slot a run that waits; spare slots go back to the cluster."""
-        runs = self.ledger.runs()
-        waiting = [run for run in runs if run.state is RunState.PENDING]
-        for slot in [slot for slot in self.cluster.slots if slot.idle]:
-            if waiting:
-                self._launch(waiting.pop(0), slot)
-        needed = len(self._work) + len(waiting)
-        if len(self.cluster.slots) > needed:
-            self.cluster.close_slots(needed)
-        elif needed > len(self.cluster.slots):
-            # A slot may have died; another takes its place.
-            self.cluster.open_slots(min(needed, self.observer.slots))
+        """Give every idle slot what waits for one of its kind; spare slots go back."""
+        jobs = waiting_jobs(
+            self.ledger,
+            self.sweep,
+            at_work={work.run.id for work in self._work.values()},
+            first=Stage.ALL if self.spec.packing is None else Stage.TRAIN,
+        )
+        for pool in self.cluster.pools:
+            waiting = [job for job in jobs if self._pool(job.stage) is pool]
+            for slot in [slot for slot in pool.slots if slot.idle]:
+                if waiting:
+                    self._launch(waiting.pop(0), slot)
+            needed = sum(slot in self._work for slot in pool.slots) + len(waiting)
+            if len(pool.slots) > needed:
+                pool.shrink(max(needed, self._kept(pool)))
+            elif needed > len(pool.slots):
+                # A slot may have died, or was given back; another takes its place.
+                pool.open(needed)
         if not self._work:
             # Every slot waits for a place: is there still a node that can ever give it one?
-            self.cluster.capacity()
+            for pool in {self._pool(job.stage) for job in jobs}:
+                pool.capacity()
 
-    def _launch(self, run: RunRow, slot: Slot) -> None:
-        """Write down that the run is launched, then launch it."""
+    def _pool(self, stage: Stage) -> Pool:
+        """The slots that a stage works in."""
+        return self.cluster.runs if stage.in_slot else self.cluster.packing
+
+    def _kept(self, pool: Pool) -> int:
+        """How many slots to keep though nothing waits for them: packing's, while models train.
+
+        Not where a run waits for a place: it may be just theirs.
+        """
+        if pool is self.cluster.runs or self.cluster.runs.opening:
+            return 0
+        trains = any(work.launch.stage is Stage.TRAIN for work in self._work.values())
+        return len(pool.slots) if trains else 0
+
+    def _launch(self, job: Job, slot: Slot) -> None:
+        """Write down that a run, or a stage of it, is launched, then launch it."""
         assert slot.facts is not None
-        trial = self._trial(run)
-        number = len(self.ledger.attempts(run.id)) + 1
-        directory = self.sweep.attempt(trial.number, trial.name, run.seed, number)
-        attempt = self.ledger.launched(
-            run,
-            number=number,
-            path=str(directory.path.relative_to(self.sweep.path)),
-            host=slot.facts.host,
-            gpus=",".join(slot.facts.gpus),
-            code=self.code,
-        )
-        limits, resources = self.spec.limits, self.spec.resources
-        overrides = trial.env | {"SEED": str(run.seed)}
+        trial = self._trial(job.run)
+        directory, rows = self._record_launch(job, trial, slot)
+        limits = self.spec.limits
+        overrides = trial.env | {"SEED": str(job.run.seed)}
         request = LaunchRequest(
-            tag=Tag(sweep=self.ledger.uid, session=self.session, attempt=attempt),
+            tag=Tag(sweep=self.ledger.uid, session=self.session, launch=rows[-1].id),
             directory=str(directory.path),
             module=self.spec.workload.module,
             launch=self.spec.workload.launch,
-            processes=resources.processes,
-            cpus=resources.cpus_per_run,
+            processes=self.spec.resources.processes,
+            cpus=self.spec.resources.cpus_per_run,
             grace_seconds=limits.grace_seconds,
             env=overrides,
+            stage=job.stage,
+            number=directory.number,
             dead=frozenset(self._dead),
         )
-        deadline = None if limits.max_seconds is None else time.monotonic() + limits.max_seconds
-        events = EventReader(directory.events)
-        self._work[slot] = _Work(run, attempt, directory, overrides, deadline, events)
+        if job.stage is Stage.PACK:
+            request = self._alone(request)
+        left = seconds_left(limits.max_seconds, rows)
+        deadline = None if left is None else time.monotonic() + left
+        events = EventReader(directory.events, rows[-1].events_from)
+        self._work[slot] = _Work(job.run, rows[-1], directory, overrides, deadline, events)
         slot.start(request, directory)
 
-    def _settle(self, slot: Slot) -> None:
-        """Judge a run that has ended and write down what becomes of it."""
-        work = self._work.pop(slot)
-        self._dead.add(work.attempt)
-        outcome = judge(work.directory, work.overrides)
-        state, message = outcome.state, outcome.message
-        if state is not AttemptState.FINISHED and work.ending is not None:
-            state, message = work.ending, work.reason or message
-        elif state is AttemptState.LOST and slot.failure is not None:
-            message = slot.failure
-        ends = self._ends.setdefault(work.run.id, [])
-        ends.append(state)
-        record_end(
-            self.ledger,
-            work.attempt,
-            Outcome(**(vars(outcome) | {"state": state, "message": message})),
-            after_attempt(ends, max_attempts=self.spec.limits.max_attempts),
+    def _record_launch(
+        self, job: Job, trial: TrialRow, slot: Slot
+    ) -> tuple[AttemptDir, list[StageRow]]:
+        """The directory of what is launched, and all the attempt's launches, this one last."""
+        assert slot.facts is not None
+        host, gpus = slot.facts.host, ",".join(slot.facts.gpus)
+        if job.attempt is None:
+            number = len(self.ledger.attempts(job.run.id)) + 1
+            directory = self.sweep.attempt(trial.number, trial.name, job.run.seed, number)
+            path = str(directory.path.relative_to(self.sweep.path))
+            attempt = self.ledger.launched(
+                job.run,
+                number=number,
+                path=path,
+                host=host,
+                gpus=gpus,
+                code=self.code,
+                stage=job.stage,
+            )
+            return directory.of(job.stage), self.ledger.stages(attempt)
+        earlier = [row for row in self.ledger.stages(job.attempt.id) if row.stage is job.stage]
+        directory = AttemptDir(self.sweep.path / job.attempt.path)
+        directory = directory.of(job.stage, len(earlier) + 1)
+        directory.forget_end()
+        begins = end_events(directory.events)
+        self.ledger.stage_launched(job.attempt, job.stage, host=host, gpus=gpus, events_from=begins)
+        return directory, self.ledger.stages(job.attempt.id)
+
+    def _alone(self, request: LaunchRequest) -> LaunchRequest:
+        """The request for one process on processors alone."""
+        request = replace(request, launch="exec", processes=1)
+        packing = self.spec.packing
+        return (
+            request if packing is None else replace(request, cpus=packing.cpus, nice=packing.nice)
         )
+
+    def _settle(self, slot: Slot) -> None:
+        """Judge what has ended and write down what becomes of the run."""
+        work = self._work.pop(slot)
+        self._dead.add(work.launch.id)
+        outcome = judge(work.directory, work.overrides, work.launch.events_from)
+        attempt = work.launch.attempt
+        if outcome.state is AttemptState.LAUNCHED:
+            record_stage(self.ledger, attempt, work.directory, outcome)
+            return
+        if outcome.state is not AttemptState.FINISHED and work.ending is not None:
+            message = work.reason or outcome.message
+            outcome = replace(outcome, state=work.ending, message=message)
+        elif outcome.state is AttemptState.LOST and slot.failure is not None:
+            outcome = replace(outcome, message=slot.failure)
+        ends = self._ends.setdefault(work.run.id, [])
+        ends.append(outcome.state)
+        run_state = after_attempt(ends, max_attempts=self.spec.limits.max_attempts)
+        if run_state is RunState.PENDING and can_go_on(work.directory):
+            record_stage(self.ledger, attempt, work.directory, outcome)
+        else:
+            record_end(self.ledger, attempt, work.directory, outcome, run_state)
 
     def _check_echoes(self) -> None:
         """Stop runs that took other settings than they were asked to, before they cost more."""
@@ -258,72 +286,10 @@ def run_sweep(
             return observer.look()
         with Interrupts().catch() as interrupts, progress.show():
             progress.update(observer.look())
-            with Cluster(spec.resources, options, sweep) as cluster:
+            with Cluster(spec, options, sweep) as cluster:
                 loop = Loop(spec, sweep, ledger, cluster, progress, observer, interrupts, session)
                 loop.code = describe_code(spec.workload.module)["sha256"]
                 loop.run()
         if interrupts.count:
             raise KeyboardInterrupt
         return observer.look()
-
-
-@contextmanager
-def hold(sweep: SweepDir) -> Iterator[None]:
-    """Be the one driver of a sweep, whose directory is made here.
-
-    Raises UserError when there is another driver, or when nothing can be written there.
-    """
-    try:
-        sweep.path.mkdir(parents=True, exist_ok=True)
-        file = sweep.lock.open("a+")
-    except OSError as error:
-        raise UserError(f"{sweep.path}: cannot be written to: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"sweep {sweep.name!r} is being run already, by {file.read().strip()}; "
-                f"look at it with `sweeper status {sweep.name}`"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def recover(sweep: SweepDir, ledger: Ledger, session: str) -> None:
-    """Settle what an earlier driver left open: adopt what finished, end what still runs."""
-    reap_leftovers(Tag(sweep=ledger.uid, session=session, attempt=0))
-    trials = ledger.trials()
-    runs = {run.id: run for run in ledger.runs()}
-    for attempt in ledger.attempts():
-        if attempt.state is not AttemptState.LAUNCHED:
-            continue
-        run = runs[attempt.run]
-        overrides = trials[run.trial].env | {"SEED": str(run.seed)}
-        outcome = judge(AttemptDir(sweep.path / attempt.path), overrides)
-        if outcome.state is not AttemptState.FINISHED:
-            outcome = Outcome(
-                state=AttemptState.LOST, message="the sweep's driver ended before the run did"
-            )
-        record_end(ledger, attempt.id, outcome, _recovered_state(outcome))
-
-
-def _recovered_state(outcome: Outcome) -> RunState:
-    finished = outcome.state is AttemptState.FINISHED
-    return RunState.FINISHED if finished else RunState.PENDING
-
-
-def record_end(ledger: Ledger, attempt: int, outcome: Outcome, run_state: RunState) -> None:
-    """Write an attempt's outcome to the ledger."""
-    ledger.ended(
-        attempt,
-        outcome.state,
-        run_state,
-        exit_code=outcome.exit_code,
-        message=outcome.message,
-        traceback=outcome.traceback,
-        result=outcome.result,
-    )

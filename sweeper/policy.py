@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sweeper.ledger import AttemptState, RunState
+from sweeper.ledger import AttemptState, RunState, StageRow
 
 # What may go better another time. Everything else would only fail again.
 RETRIED = frozenset({AttemptState.CRASHED, AttemptState.LOST})
@@ -24,3 +24,11 @@ def after_attempt(ends: Sequence[AttemptState], *, max_attempts: int) -> RunStat
         return RunState.PENDING
     failures = sum(end in RETRIED for end in ends)
     return RunState.PENDING if latest in RETRIED and failures < max_attempts else RunState.FAILED
+
+
+def seconds_left(limit: float | None, launches: Sequence[StageRow]) -> float | None:
+    """What an attempt may still take, given its launches so far; None where there is no limit.
+
+    Its stages at work count together, not what lies between them.
+    """
+    return None if limit is None else limit - sum(row.seconds for row in launches)

@@ -33,8 +33,8 @@ from sweeper.errors import SpecError
 
 EnvValue = StrictBool | StrictInt | StrictFloat | StrictStr
 Env = dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], EnvValue]
-# The sweeper sets these itself, for every run.
-RESERVED_NAMES = frozenset({"SEED", "RUN_DIR"})
+# The sweeper sets these itself, for every run -> what the user sets instead.
+RESERVED = {"SEED": "`seeds`", "RUN_DIR": "--root", "STAGE": "[packing]"}
 PATH_NAME = re.compile(r"DATA_DIR|RESUME_FROM|.*_(PATH|DIR)")
 DIRECTORY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_SEED = 2**63 - 1  # what the ledger can hold
@@ -73,6 +73,13 @@ class Limits(_Table):
     max_attempts: int = Field(2, ge=1)
 
 
+class Packing(_Table):
+    """What packs a trained model, out of the GPUs' way; without it a run does all in its slot."""
+
+    cpus: int = Field(2, ge=1)
+    nice: int = Field(10, ge=0, le=19)
+
+
 class Budget(_Table):
     """What an artifact may weigh."""
 
@@ -96,6 +103,7 @@ class SweepSpec(_Table):
     workload: Workload = Workload()
     resources: Resources = Resources()
     limits: Limits = Limits()
+    packing: Packing | None = None
     budget: Budget = Budget()
     env: Env = {}
     trials: tuple[TrialSpec, ...] = Field(alias="trial", min_length=1, strict=False)
@@ -110,8 +118,8 @@ class SweepSpec(_Table):
             if count > 1:
                 raise ValueError(f"trial: two trials are called {name!r}; name them apart")
         for where, env in [("env", self.env), *((f"trial {t.name!r}", t.env) for t in self.trials)]:
-            for name in RESERVED_NAMES & env.keys():
-                raise ValueError(f"{where}: {name} is set by the sweeper; use `seeds`")
+            for name in RESERVED.keys() & env.keys():
+                raise ValueError(f"{where}: {name} is set by the sweeper; use {RESERVED[name]}")
         self._check_trials_differ()
         return self
 
@@ -222,6 +230,7 @@ def _suggest(where: list[Any]) -> str:
         "workload": Workload,
         "resources": Resources,
         "limits": Limits,
+        "packing": Packing,
         "budget": Budget,
         "trial": TrialSpec,
     }

@@ -12,7 +12,8 @@ from typing import Any
 
 from sweeper.contract import Event, EventReader, is_finite
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, Ledger, RunState
+from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunRow, RunState, StageRow
+from sweeper.stages import Stage
 
 # Where a run stands when a phase begins, as a share of its whole; only until one run has ended
 # and its real length is known.
@@ -26,11 +27,22 @@ PHASE_STARTS = {
     "eval": 0.8,
     "done": 1.0,
 }
+# The same for evaluations, by their metric: where each begins and ends.
+EVAL_PARTS = {
+    "prequant": (PHASE_STARTS["hessians"], PHASE_STARTS["quantise"]),
+    "quant": (PHASE_STARTS["eval"], 0.85),
+    "sliding": (0.85, PHASE_STARTS["done"]),
+}
+# What a run is between two stages: it waits for what executes the next.
+WAITING_PHASES = {Stage.TRAIN: "trained", Stage.PACK: "packed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """One run: `fraction` is its share done (0–1), `seconds` the age of its last attempt."""
+    """One run: `fraction` is its share done (0–1), `seconds` the age of its last attempt.
+
+    `phase` is what the run says it does, or `trained` or `packed` while it waits to go on.
+    """
 
     trial: str
     seed: int
@@ -74,6 +86,7 @@ class _Progress:
     iterations: int | None = None
     train_loss: float | None = None
     fraction: float = 0.0
+    quantised: bool = False  # evaluation is a phase before that, and after
 
     def update(self) -> None:
         for event in self.reader.read():
@@ -87,7 +100,14 @@ class _Progress:
                     self.iterations = _number(config.get("iterations"), int)
             case "phase":
                 self.phase = str(event.get("phase"))
-                self._reach(PHASE_STARTS.get(self.phase, 0.0))
+                self.quantised = self.quantised or self.phase in ("quantise", "pack")
+                if self.phase != "eval" or self.quantised:
+                    self._reach(PHASE_STARTS.get(self.phase, 0.0))
+            case "eval":
+                kind = str(event.get("metric")).removesuffix("-subset")
+                begin, end = EVAL_PARTS.get(kind, (0.0, 0.0))
+                done = min(1.0, _number(event.get("progress"), float) or 0.0)
+                self._reach(begin + done * (end - begin))
             case "step":
                 self.step = _number(event.get("step"), int)
                 self.train_loss = _number(event.get("train_loss"), float)
@@ -96,7 +116,7 @@ class _Progress:
                 self._reach(train + done * (after - train))
 
     def _reach(self, fraction: float) -> None:
-        # Evaluation is a phase twice; a run never goes back.
+        # Each stage begins with a set-up, and training may be evaluated; a run never goes back.
         self.fraction = max(self.fraction, fraction)
 
 
@@ -119,11 +139,14 @@ class Observer:
         """The sweep as it is now."""
         trials = {trial.number: trial.name for trial in self.ledger.trials()}
         last: dict[int, AttemptRow] = {row.run: row for row in self.ledger.attempts()}
+        stages: dict[int, list[StageRow]] = {}
+        for row in self.ledger.stages():
+            stages.setdefault(row.attempt, []).append(row)
         runs = []
         for run in self.ledger.runs():
             facts: dict[str, Any] = {"trial": trials[run.trial], "seed": run.seed}
             if run.id in last:
-                facts |= self._describe(last[run.id])
+                facts |= self._describe(run, last[run.id], stages.get(last[run.id].id, []))
             runs.append(RunView(state=run.state, **({"attempts": 0} | facts)))
         return SweepView(
             name=self.sweep.name,
@@ -131,8 +154,10 @@ class Observer:
             seconds_left=estimate_seconds_left(runs, self.slots),
         )
 
-    def _describe(self, attempt: AttemptRow) -> dict[str, Any]:
-        ended = attempt.ended or time.time()
+    def _describe(self, run: RunRow, attempt: AttemptRow, stages: list[StageRow]) -> dict[str, Any]:
+        # Between two stages a run goes on, but not while its sweep is stopped.
+        paused = stages[-1].ended if stages and run.state is RunState.PENDING else None
+        ended = attempt.ended or paused or time.time()
         facts: dict[str, Any] = {
             "attempts": attempt.number,
             "seconds": max(0.0, ended - attempt.launched),
@@ -149,12 +174,21 @@ class Observer:
             progress = self._progress[attempt.id] = _Progress(EventReader(events))
         progress.update()
         return facts | {
-            "phase": progress.phase,
+            "phase": _waiting_phase(attempt, stages) or progress.phase,
             "step": progress.step,
             "iterations": progress.iterations,
             "train_loss": progress.train_loss,
             "fraction": progress.fraction,
         }
+
+
+def _waiting_phase(attempt: AttemptRow, stages: list[StageRow]) -> str | None:
+    """Which stage an attempt has behind it while none is at work; None for any other attempt."""
+    at_work = any(row.ended is None for row in stages)
+    if attempt.state is not AttemptState.LAUNCHED or at_work:
+        return None
+    done = [row.stage for row in stages if row.exit_code == 0]
+    return WAITING_PHASES.get(done[-1]) if done else None
 
 
 def estimate_seconds_left(runs: list[RunView], slots: int) -> float | None:

@@ -12,12 +12,23 @@ from model.config import Config
 from model.failure import EXIT_STOPPED
 from model.report import ARTIFACT, EVENTS, RESULT, RESULT_SCHEMA
 from sweeper.aggregate import MEASURES
-from sweeper.contract import NUMBERS, SCHEMA, EventReader, check_echo, first_error, read_result
+from sweeper.contract import (
+    NUMBERS,
+    SCHEMA,
+    EventReader,
+    check_echo,
+    end_events,
+    first_error,
+    read_handoff,
+    read_result,
+)
 from sweeper.errors import ContractError
-from sweeper.launch import ERROR_STATES, PROJECT, judge
+from sweeper.judge import ERROR_STATES, judge, next_stage
+from sweeper.launch import PROJECT
 from sweeper.layout import AttemptDir
 from sweeper.ledger import AttemptState
 from sweeper.spec import load_spec
+from sweeper.stages import Stage
 from sweeper.view import PHASE_STARTS, _Progress
 from tests.model.conftest import ROOT, SMALL, Finished, Train, data_dir, train
 
@@ -26,9 +37,9 @@ __all__ = ["data_dir", "train"]  # fixtures
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def attempt_of(done: Finished) -> AttemptDir:
-    """The directory of a run, with what its guard would have said of it."""
-    attempt = AttemptDir(done.run_dir)
+def attempt_of(done: Finished, stage: Stage = Stage.ALL) -> AttemptDir:
+    """The directory of a run, with what its guard would have said of it, or of a stage of it."""
+    attempt = AttemptDir(done.run_dir).of(stage)
     attempt.exit.write_text(json.dumps({"exit_code": done.returncode, "stop_reason": None}))
     return attempt
 
@@ -43,19 +54,29 @@ def fields_of(events: Path) -> dict[str, set[str]]:
     return {event["kind"]: set(event) for event in EventReader(events).read()}
 
 
-def test_a_real_run_is_judged_by_what_it_wrote(train: Train, data_dir: Path) -> None:
-    done = train(seed=42)
-    attempt = attempt_of(done)
-    asked = overrides(data_dir, SEED="42")
-    outcome = judge(attempt, asked)
-    assert outcome.state is AttemptState.FINISHED, outcome
+def test_a_real_run_is_judged_by_what_it_wrote(
+    train: Train, data_dir: Path, tmp_path: Path
+) -> None:
+    # In stages; a whole run writes the same (tests/model/test_export.py).
+    asked, events = overrides(data_dir, SEED="42"), AttemptDir(tmp_path / "run").events
+    for stage in (Stage.TRAIN, Stage.PACK, Stage.SCORE):
+        assert next_stage(AttemptDir(tmp_path / "run")) is stage
+        begins = end_events(events)
+        done = train(seed=42, stage=stage)
+        outcome = judge(attempt_of(done, stage), asked, begins)
+        expected = AttemptState.FINISHED if stage.last else AttemptState.LAUNCHED
+        assert outcome.state is expected, (outcome, done.stderr)
     assert outcome.result == done.result
+    assert (done.result["stages"], done.result["useful_s"] > 0) == ("apart", True)
+    attempt = AttemptDir(done.run_dir)
+    assert judge(attempt, asked) == outcome
+    assert not attempt.trained_tensors.exists()
     assert set(NUMBERS) <= done.result.keys()
     assert all(math.isfinite(measure(done.result)) for measure in MEASURES.values())
 
     # The paths that both halves know by names of their own.
     assert (attempt.events.name, attempt.result.name) == (EVENTS, RESULT)
-    assert done.result["artifact"] == ARTIFACT
+    assert done.result["artifact"] == attempt.artifact.name == ARTIFACT
     assert SCHEMA == RESULT_SCHEMA
 
     # The observer knows every phase, and ends where the run does.
@@ -68,6 +89,8 @@ def test_a_real_run_is_judged_by_what_it_wrote(train: Train, data_dir: Path) -> 
     assert progress.train_loss == done.losses[-1]
 
     # All that was written when the golden was made is written today.
+    for path, status in ((attempt.trained, "trained"), (attempt.packed, "packed")):
+        assert read_handoff(GOLDEN / path.name, status).keys() <= read_handoff(path, status).keys()
     golden = json.loads((GOLDEN / "result.json").read_text())
     assert golden.keys() <= done.result.keys()
     assert golden["config"].keys() <= done.result["config"].keys()

@@ -1,7 +1,7 @@
 """A workload for tests of the sweeper: keeps the process contract, or breaks it as FAULT says.
 
-It imports nothing but the standard library, so that it starts at once. Every run leaves its mark
-on a board: a directory that the test reads, and where the test lets runs go on.
+It imports nothing but the standard library, so that it starts at once. Every run, and every stage
+of one, leaves its mark on a board: a directory that the test reads, and where it lets runs go on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ POLL_SECONDS = 0.02
 BUDGET = 16_000_000
 CODE_BYTES = 1_000
 ARTIFACT = "final_model.int6.ptz"
+USEFUL_SECONDS = 0.01
+PHASES = {"all": "train", "train": "train", "pack": "pack", "score": "eval"}
+NEEDS: dict[str, list[str]] = {
+    "all": [],
+    "train": [],
+    "pack": ["trained.pt", "trained.json"],
+    "score": ["trained.json", "packed.json", ARTIFACT],
+}
 
 # Every setting with its default; a run echoes all of them.
 DEFAULTS: dict[str, int | str] = {
@@ -30,6 +38,8 @@ DEFAULTS: dict[str, int | str] = {
     "board_dir": "",
     "fault": "none",
     "gated": 0,  # wait in the middle until the board says that this arrival may pass
+    "stage_fault": "none",  # "STAGE FAULT": a fault in that stage alone
+    "trained_bytes": 1_000,
     "paired": 0,  # wait until as many runs have arrived as make whole pairs
     "artifact_bytes": 1_000,
     "noise_lines": 1,  # printed to both streams
@@ -78,6 +88,10 @@ class Board:
     def arrivals(self) -> int:
         return len(list(self.path.glob("arrival-*.json")))
 
+    def may_pass(self, number: int) -> bool:
+        """Whether this arrival may pass the gate: all up to it may, or it alone."""
+        return self.passable() >= number or (self.path / f"pass-{number}").exists()
+
     def passable(self) -> int:
         """The last arrival that may pass the gate."""
         try:
@@ -104,6 +118,12 @@ class Run:
         self.config = {name: setting(name) for name in DEFAULTS}
         self.seed, self.fault = int(self.config["seed"]), str(self.config["fault"])
         self.board = Board(Path(str(self.config["board_dir"])))
+        self.stage = os.environ.get("STAGE", "all")
+        stage, _, fault = str(self.config["stage_fault"]).partition(" ")
+        if stage == self.stage:
+            self.fault = fault
+        if self.fault == "know no stages":
+            self.stage = "all"
         self.stopping = False
         signal.signal(signal.SIGTERM, self.receive)
 
@@ -115,8 +135,9 @@ class Run:
         self.event("config", config=echo, world_size=int(os.environ.get("WORLD_SIZE", "1")))
         if self.fault == "ignore SIGTERM":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self.event("phase", phase="train")
-        self.event("step", step=1, train_loss=3.5, progress=0.5)
+        self.event("phase", phase=PHASES[self.stage])
+        if self.stage in ("all", "train"):
+            self.event("step", step=1, train_loss=3.5, progress=0.5)
         for line in range(int(self.config["noise_lines"])):
             print(f"line {line} of seed {self.seed}: größer als ß")
             print(f"line {line} of seed {self.seed}, said as an error", file=sys.stderr)
@@ -128,14 +149,16 @@ class Run:
             time.sleep(POLL_SECONDS)
         code = self.break_down()
         if code == 0:
-            self.write_result()
-            self.event("phase", phase="done")
+            code = self.do_stage()
         self.board.depart(number)
         return code
 
     def facts(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
+            "stage": self.stage,
+            "nice": os.nice(0),
+            "threads": os.environ["OMP_NUM_THREADS"],
             "iterations": self.config["iterations"],
             "pid": os.getpid(),
             "start": time.time(),
@@ -147,7 +170,7 @@ class Run:
     def must_wait(self, number: int) -> bool:
         if self.fault == "ignore SIGTERM" and not self.board.mended():
             return True
-        if self.config["gated"] and self.board.passable() < number:
+        if self.config["gated"] and not self.board.may_pass(number):
             return True
         return bool(self.config["paired"]) and self.board.arrivals() < number + number % 2
 
@@ -159,7 +182,9 @@ class Run:
             return code
         if self.fault == "crash" and not self.board.mended():
             raise RuntimeError("crashed as asked")
-        if self.fault == "crash once" and self.board.first_time(f"crashed-{self.seed}"):
+        if self.fault == "crash once" and self.board.first_time(
+            f"crashed-{self.stage}-{self.seed}"
+        ):
             raise RuntimeError("crashed the first time")
         if self.fault == "leave a process behind":
             self.leave_process()
@@ -172,6 +197,56 @@ class Run:
         )
         (self.board.path / "lingerer").write_text(str(lingerer.pid))
 
+    def do_stage(self) -> int:
+        """Read what the stage needs and write what it leaves; the exit code."""
+        missing = [name for name in NEEDS[self.stage] if not Path(name).exists()]
+        if missing:
+            self.event("error", error="Fault", message=f"{missing}", traceback="", code="user")
+            return 2
+        if self.stage == "train" and self.fault != "no result":
+            Path("trained.pt").write_bytes(self.noise(int(self.config["trained_bytes"])))
+            self.write_json("trained.json", schema=1, status="trained")
+        if self.stage == "pack":
+            if Path("trained.pt").read_bytes() != self.noise(int(self.config["trained_bytes"])):
+                raise RuntimeError("trained.pt is not what training wrote")
+            facts = self.write_artifact()
+            self.write_json("packed.json", schema=1, status="packed", **facts)
+            Path("trained.pt").unlink()
+        if self.stage in ("score", "all"):
+            self.write_result()
+            self.event("phase", phase="done")
+        return 0
+
+    def write_json(self, name: str, **facts: object) -> None:
+        partial = Path(f"{name}.partial")
+        partial.write_text(json.dumps(facts))
+        partial.replace(name)
+
+    def noise(self, size: int) -> bytes:
+        return random.Random(self.seed).randbytes(size)
+
+    def write_artifact(self) -> dict[str, Any]:
+        """Write the artifact; what a result says of it."""
+        size = BUDGET if self.fault == "too large" else int(self.config["artifact_bytes"])
+        data = self.noise(size)
+        Path(ARTIFACT).write_bytes(data)
+        return {
+            "bytes_total": size + CODE_BYTES,
+            "bytes_code": CODE_BYTES,
+            "bytes_model": size,
+            "artifact": ARTIFACT,
+            "artifact_sha256": hashlib.sha256(data).hexdigest(),
+        }
+
+    def artifact_facts(self) -> dict[str, Any]:
+        if self.stage == "all":
+            return self.write_artifact()
+        data = Path(ARTIFACT).read_bytes()
+        facts: dict[str, Any] = json.loads(Path("packed.json").read_text())
+        if hashlib.sha256(data).hexdigest() != facts["artifact_sha256"]:
+            raise RuntimeError("the artifact is not what packing wrote")
+        return {name: facts[name] for name in facts.keys() - {"schema", "status"}}
+
     def write_result(self) -> None:
         result = self.result()
         text = json.dumps(result)
@@ -183,9 +258,6 @@ class Run:
             partial.replace("result.json")
 
     def result(self) -> dict[str, Any]:
-        size = BUDGET if self.fault == "too large" else int(self.config["artifact_bytes"])
-        data = random.Random(self.seed).randbytes(size)
-        Path(ARTIFACT).write_bytes(data)
         bpb = 1.1 + (self.seed % 10) / 1000 + int(self.config["iterations"]) / 100
         return {
             "schema": 1,
@@ -200,12 +272,10 @@ class Run:
             "train_time_ms": 60.0,
             "step_avg_ms": 10.0,
             "eval_time_s": 0.1,
-            "bytes_total": size + CODE_BYTES,
-            "bytes_code": CODE_BYTES,
-            "bytes_model": size,
-            "artifact": ARTIFACT,
-            "artifact_sha256": hashlib.sha256(data).hexdigest(),
             "stop_reason": "iterations",
+            "stages": "whole" if self.stage == "all" else "apart",
+            "useful_s": USEFUL_SECONDS,
+            **self.artifact_facts(),
         }
 
     def event(self, kind: str, **fields: object) -> None:

@@ -26,7 +26,7 @@ import psutil
 
 from sweeper.launch import tagged_processes
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunState
+from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunState, StageRow
 from tests.sweeper.conftest import ROOT, alive, wait_until
 from tests.sweeper.fake_train import Board
 
@@ -91,6 +91,7 @@ class Place:
         env: Env | None = None,
         resources: Env | None = None,
         limits: Env | None = None,
+        packing: Env | None = None,
         launch: str = "exec",
     ) -> Path:
         """A spec of the fake workload, with a board of its own; without GPUs unless asked."""
@@ -101,6 +102,8 @@ class Place:
             "limits": {"grace_seconds": 20.0} | dict(limits or {}),
             "env": {"BOARD_DIR": board} | dict(env or {}),
         }
+        if packing is not None:
+            tables["packing"] = packing
         # A JSON text, number, boolean or list is TOML as well.
         lines = [f"name = {json.dumps(name)}", f"seeds = {json.dumps(seeds)}"]
         for heading, table in tables.items():
@@ -356,6 +359,15 @@ def attempts(sweep: SweepDir) -> dict[Run, list[AttemptRow]]:
         return {(names[run.trial], run.seed): ledger.attempts(run.id) for run in ledger.runs()}
 
 
+def stage_rows(sweep: SweepDir) -> dict[Run, list[StageRow]]:
+    """Every run's launches of stages over all attempts, in order."""
+    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
+        return {
+            run: [row for attempt in rows for row in ledger.stages(attempt.id)]
+            for run, rows in attempts(sweep).items()
+        }
+
+
 def attempt_states(sweep: SweepDir) -> dict[Run, list[AttemptState]]:
     return {run: [row.state for row in rows] for run, rows in attempts(sweep).items()}
 
@@ -407,6 +419,20 @@ def stays(board: Board) -> list[Stay]:
 def most_at_once(found: list[Stay]) -> int:
     """How many runs were at work at the same time, at most."""
     return max(sum(other.start <= stay.start < other.end for other in found) for stay in found)
+
+
+def let_pass(board: Board, number: int) -> None:
+    """Let one arrival go on."""
+    (board.path / f"pass-{number}").touch()
+
+
+def arrival(board: Board, seed: int, stage: str) -> int:
+    """The number of the latest arrival of a stage of a run; 0 before there is one."""
+    for number in range(board.arrivals(), 0, -1):
+        facts = json.loads((board.path / f"arrival-{number}.json").read_text())
+        if (facts["seed"], facts["stage"]) == (seed, stage):
+            return number
+    return 0
 
 
 def open_gate(board: Board, passable: int = 1_000_000) -> None:

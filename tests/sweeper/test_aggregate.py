@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 
 from sweeper.aggregate import (
     FORMATS,
+    GPU_HEADINGS,
     HEADINGS,
+    NO_FULL_SCORE,
     records,
     report,
     runs_frame,
@@ -164,7 +167,7 @@ def markdown_rows(text: str) -> list[dict[str, str]]:
 
 def test_cells_say_mean_spread_and_what_is_over(ledger: Ledger, sweep: SweepDir) -> None:
     low, high = markdown_rows(report(sweep, "markdown"))
-    assert tuple(low) == HEADINGS
+    assert tuple(low) == (*HEADINGS, *GPU_HEADINGS)
     assert low["configuration"] == "low"
     assert (low["n"], low["val_bpb"], low["gap"]) == ("3/3", "1.09244 ± 0.00043", "+0.02500")
     assert low["before quantisation"] == "1.07244 ± 0.00043"
@@ -204,6 +207,115 @@ def test_the_table_has_a_line_a_trial(ledger: Ledger, sweep: SweepDir) -> None:
     cells = [cell.strip() for cell in line.strip("│").split("│")]
     assert cells == list(markdown_rows(report(sweep, "markdown"))[0].values())
     assert "…" not in "\n".join(lines)
+
+
+# ---- what GPUs were held for
+
+
+def launches(sweep: SweepDir, *facts: tuple[str, str, float, float, int]) -> None:
+    """Write down when stages were at work: (stage, GPUs, launched, ended), by attempt."""
+    with sqlite3.connect(sweep.ledger) as database:
+        database.execute("DELETE FROM stages")
+        database.executemany(
+            "INSERT INTO stages (stage, gpus, launched, ended, attempt, host, events_from)"
+            " VALUES (?, ?, ?, ?, ?, 'box', 0)",
+            facts,
+        )
+    database.close()
+
+
+def test_all_attempts_reserve_and_only_the_result_is_of_use(sweep: SweepDir) -> None:
+    with closing(Ledger.open_for_writing(sweep.ledger, make_spec())) as ledger:
+        failed(ledger, 0, 42, RunState.PENDING)
+        finished(ledger, 0, 42, useful_s=150.0)
+        finished(ledger, 0, 314, useful_s=100)
+        failed(ledger, 1, 42)
+        failed(ledger, 1, 314)
+        for number in (2, 3):
+            attempt = ledger.attempts()[number - 1]
+            ledger._db.execute("UPDATE attempts SET gpus = '0,1' WHERE id = ?", (attempt.id,))
+    launches(
+        sweep,
+        *(("train", "0,1", 0.0, 50.0, 1), ("train", "0,1", 50.0, 150.0, 2)),
+        *(("pack", "", 150.0, 999.0, 2), ("score", "0,1", 999.0, 1049.0, 2)),
+        *(("all", "4,5", 0.0, 100.0, 3), ("all", "0", 0.0, 7.0, 4), ("all", "", 0.0, 7.0, 5)),
+    )
+    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
+        rows = records(runs_frame(ledger))
+        low, high = trial_rows(ledger)
+    numbers = [(row["gpu_s_reserved"], row["gpu_s_useful"]) for row in rows]
+    assert numbers[:4] == [(400.0, 300.0), (7.0, None), (200.0, 200.0), (0.0, None)]
+    assert (low["gpu_s_reserved_mean"], low["gpu_s_useful_mean"]) == (300.0, 250.0)
+    assert high["gpu_s_reserved_mean"] is high["gpu_s_useful_mean"] is None
+    shown, nothing = markdown_rows(report(sweep, "markdown"))
+    assert (shown["GPU s"], shown["useful %"]) == ("300", "83")
+    assert (nothing["GPU s"], nothing["useful %"]) == ("–", "–")
+
+
+def test_what_an_older_result_does_not_say_is_not_guessed(sweep: SweepDir) -> None:
+    with closing(Ledger.open_for_writing(sweep.ledger, make_spec())) as ledger:
+        finished(ledger, 0, 42, useful_s=150.0)
+        finished(ledger, 0, 314)
+    launches(sweep, ("all", "0", 0.0, 200.0, 1), ("all", "0", 0.0, 100.0, 2))
+    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
+        low, _ = trial_rows(ledger)
+    assert (low["gpu_s_reserved_mean"], low["gpu_s_useful_mean"]) == (150.0, None)
+    shown, _ = markdown_rows(report(sweep, "markdown"))
+    assert (shown["GPU s"], shown["useful %"]) == ("150", "–")
+
+
+def test_without_gpus_there_is_no_column_of_them(sweep: SweepDir) -> None:
+    with closing(Ledger.open_for_writing(sweep.ledger, make_spec())) as ledger:
+        finished(ledger, 0, 42, useful_s=150.0)
+    launches(sweep, ("all", "", 0.0, 200.0, 1))
+    assert tuple(markdown_rows(report(sweep, "markdown"))[0]) == HEADINGS
+    assert "useful" not in report(sweep, "table")
+
+
+# ---- scores that are not of one kind
+
+
+def test_runs_of_different_metrics_have_no_mean(sweep: SweepDir) -> None:
+    with closing(Ledger.open_for_writing(sweep.ledger, make_spec())) as ledger:
+        finished(ledger, 0, 42, metric="sliding")
+        finished(ledger, 0, 314, metric="quant")
+        finished(ledger, 1, 42, metric="quant")
+        low, high = trial_rows(ledger)
+    assert low["metric"] == "quant and sliding"
+    assert low["val_bpb_mean"] is low["val_bpb_std"] is low["val_bpb_high95"] is None
+    assert (low["n"], low["steps_mean"]) == (2, 6.0)
+    assert (high["metric"], high["val_bpb_mean"]) == ("quant", 1.1)
+    for form in ("table", "markdown"):
+        lines = report(sweep, form).splitlines()
+        assert (
+            "low: its runs are scored by different metrics (quant and sliding), so they have no "
+            "mean" in lines
+        )
+        assert (
+            "trials are scored by different metrics, not to be compared: quant and "
+            "sliding: low; quant: high" in lines
+        )
+    assert markdown_rows(report(sweep, "markdown"))[0]["val_bpb"] == "–"
+
+
+def test_scores_of_one_metric_need_no_remark(ledger: Ledger, sweep: SweepDir) -> None:
+    assert [row["metric"] for row in trial_rows(ledger)] == ["sliding", "sliding"]
+    text = report(sweep, "table")
+    assert "metrics" not in text
+    assert NO_FULL_SCORE not in text
+
+
+def test_a_score_of_a_subset_never_passes_for_a_full_one(sweep: SweepDir) -> None:
+    with closing(Ledger.open_for_writing(sweep.ledger, make_spec())) as ledger:
+        finished(ledger, 0, 42, metric="sliding")
+        finished(ledger, 1, 42, metric="sliding-subset")
+    for form in ("table", "markdown"):
+        lines = report(sweep, form).splitlines()
+        assert f"high: {NO_FULL_SCORE}" in lines
+        assert (
+            "trials are scored by different metrics, not to be compared: sliding: low; "
+            "sliding-subset: high" in lines
+        )
 
 
 HOSTILE = [

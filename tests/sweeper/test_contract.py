@@ -15,8 +15,10 @@ from sweeper.contract import (
     NUMBERS,
     EventReader,
     check_echo,
+    end_events,
     first_error,
     is_finite,
+    read_handoff,
     read_result,
     same_value,
 )
@@ -269,6 +271,57 @@ def test_a_misspelt_name_is_told_with_the_closest_known_one() -> None:
 def test_a_run_without_an_echo_confirms_nothing(events: list[dict[str, Any]]) -> None:
     with pytest.raises(ContractError, match="no config event"):
         check_echo({}, events)
+
+
+# ---- stages
+
+
+@pytest.mark.parametrize(
+    "torn", [b"", b'{"t": 1.0, "ki', b'{"t": 1.0, "kind": "step", "text": "\xc3']
+)
+def test_the_events_of_a_stage_begin_where_those_before_it_end(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    assert end_events(path) == 0
+    assert not path.exists()
+    path.write_bytes(line("error", code="crash") + torn)
+    begins = end_events(path)
+    assert begins == end_events(path) == path.stat().st_size
+    with path.open("ab") as file:
+        file.write(line("config", config={}))
+    assert [event["kind"] for event in EventReader(path, begins).read()] == ["config"]
+    assert [event["kind"] for event in EventReader(path).read()] == ["error", "config"]
+
+
+def test_a_handoff_is_what_its_stage_says(tmp_path: Path) -> None:
+    path = tmp_path / "trained.json"
+    facts = {"schema": 1, "status": "trained", "steps": 6}
+    path.write_text(json.dumps(facts))
+    assert read_handoff(path, "trained") == facts
+    with pytest.raises(ContractError, match=r"trained\.json: not of schema 1 with status 'packed'"):
+        read_handoff(path, "packed")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "missing"),
+        (b"", "corrupt"),
+        (b'{"schema": 1, "status": "trai', "corrupt"),
+        (b"\xff", "corrupt"),
+        (b"[]", "not of schema 1"),
+        (b"1", "not of schema 1"),
+        (b'{"status": "trained"}', "not of schema 1"),
+        (b'{"schema": 2, "status": "trained"}', "not of schema 1"),
+    ],
+)
+def test_a_handoff_that_is_none_is_refused(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "trained.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ContractError, match=rf"trained\.json: {message}"):
+        read_handoff(path, "trained")
 
 
 # ---- errors

@@ -1,4 +1,4 @@
-"""One run on this host, launched, ended and judged: real processes, a trainer that is none."""
+"""One run on this host, launched and ended: real processes, a trainer that is none."""
 
 from __future__ import annotations
 
@@ -20,31 +20,29 @@ from hypothesis import strategies as st
 
 from sweeper import guard
 from sweeper.contract import EventReader
+from sweeper.judge import Outcome, judge
 from sweeper.launch import (
     FOREIGN_NAMES,
     PROJECT,
     TAG_NAME,
-    TAIL_BYTES,
     LaunchRequest,
-    Outcome,
     RunningAttempt,
     Tag,
     build_command,
     build_env,
     end_tagged,
-    judge,
     reap_leftovers,
     tagged_processes,
 )
 from sweeper.layout import AttemptDir
 from sweeper.ledger import AttemptState
+from sweeper.stages import Stage
 from tests.sweeper.conftest import (
     FINISHES,
     ROOT,
     alive,
     result_facts,
     wait_until,
-    write_attempt,
     write_module,
 )
 
@@ -78,7 +76,7 @@ if os.fork() == 0:
 @pytest.fixture
 def tag() -> Tag:
     """A tag that no other test, and no sweep on this machine, has."""
-    return Tag(sweep=uuid.uuid4().hex, session="session", attempt=1)
+    return Tag(sweep=uuid.uuid4().hex, session="session", launch=1)
 
 
 Launch = Callable[..., tuple[RunningAttempt, AttemptDir]]
@@ -113,7 +111,7 @@ def launch(
 
 def make_request(**changes: Any) -> LaunchRequest:
     facts: dict[str, Any] = {
-        "tag": Tag(sweep="sweep", session="session", attempt=1),
+        "tag": Tag(sweep="sweep", session="session", launch=1),
         "directory": "/nowhere",
         "module": "model.train",
         "launch": "exec",
@@ -254,7 +252,7 @@ from sweeper.launch import LaunchRequest, RunningAttempt, Tag
 directory, module, sweep = sys.argv[1:]
 RunningAttempt(
     LaunchRequest(
-        tag=Tag(sweep=sweep, session="session", attempt=1), directory=directory, module=module,
+        tag=Tag(sweep=sweep, session="session", launch=1), directory=directory, module=module,
         launch="exec", processes=1, cpus=1, grace_seconds=60.0, env={"SEED": "42", "LR": "0.1"},
     ),
     (),
@@ -434,8 +432,8 @@ WORDS = st.text(st.characters(codec="ascii", categories=["L", "N"]), max_size=12
 
 
 @given(WORDS, WORDS, st.integers(0, 10**9))
-def test_a_tag_comes_back_from_its_text(sweep: str, session: str, attempt: int) -> None:
-    tag = Tag(sweep=sweep, session=session, attempt=attempt)
+def test_a_tag_comes_back_from_its_text(sweep: str, session: str, launch: int) -> None:
+    tag = Tag(sweep=sweep, session=session, launch=launch)
     assert Tag.parse(str(tag)) == tag
 
 
@@ -456,6 +454,24 @@ def test_a_module_is_started_alone_or_under_torchrun_with_a_guard_a_rank() -> No
     assert command[-len(rank) :] == rank
 
 
+def test_a_stage_is_told_which_it_is_and_writes_beside_the_others(launch: Launch) -> None:
+    body = SAYS_ENVIRONMENT + "print('packed')"
+    running, attempt = launch(body, stage=Stage.PACK, number=2, nice=7)
+    running.wait()
+    facts = json.loads((attempt.path / "env0.json").read_text())
+    assert facts["env"]["STAGE"] == "pack"
+    assert facts["nice"] == 7 or os.nice(0) > 7  # an ordinary user cannot be less nice
+    again = attempt.of(Stage.PACK, 2)
+    assert again.exit.name == "exit.pack.json"
+    assert json.loads(again.exit.read_text())["exit_code"] == 0
+    assert again.stdout.read_text() == "packed\n"
+    assert json.loads(again.request.read_text())["stage"] == "pack"
+    assert "STAGE" not in json.loads(again.request.read_text())["inherited"]
+    assert not attempt.exit.exists()
+    command = build_command(make_request(launch="torchrun", stage=Stage.TRAIN))
+    assert "--log-dir=/nowhere/logs/train/ranks" in command
+
+
 @pytest.mark.parametrize(
     ("cpus", "processes", "threads"),
     [(1, 1, "1"), (8, 1, "8"), (16, 8, "2"), (7, 2, "3"), (1, 8, "1")],
@@ -472,180 +488,3 @@ def test_a_trial_may_set_its_threads_itself_but_not_its_tag() -> None:
     assert env["OMP_NUM_THREADS"] == "3"
     assert env["RUN_DIR"] == "/nowhere"
     assert env[TAG_NAME] == str(request.tag)
-
-
-# ---- judging
-
-
-def event(kind: str, **fields: Any) -> dict[str, Any]:
-    return {"kind": kind, "t": 1.0} | fields
-
-
-CONFIG = event("config", config={"seed": 42, "lr": 0.1})
-
-
-def failure(code: str, **fields: Any) -> dict[str, Any]:
-    facts = {"code": code, "error": "SomeError", "message": "why", "traceback": "Traceback ..."}
-    return event("error", **(facts | fields))
-
-
-def test_a_run_that_kept_every_word_finished(tmp_path: Path) -> None:
-    attempt = write_attempt(tmp_path / "a", result=result_facts())
-    assert judge(attempt, OVERRIDES) == Outcome(
-        state=AttemptState.FINISHED, exit_code=0, result=result_facts()
-    )
-
-
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b'{"exit_code": 0}', b"\xff"])
-def test_without_the_guards_word_a_run_is_lost(tmp_path: Path, content: bytes | None) -> None:
-    attempt = write_attempt(tmp_path / "a", result=result_facts())
-    attempt.exit.unlink()
-    if content is not None:
-        attempt.exit.write_bytes(content)
-    assert judge(attempt, OVERRIDES).state is AttemptState.LOST
-
-
-def test_a_runs_own_word_counts_where_the_guard_could_leave_none(tmp_path: Path) -> None:
-    said = {"kind": "error", "t": 2.0, "error": "OSError", "message": "disk full", "code": "user"}
-    attempt = write_attempt(tmp_path / "a", events=[said])
-    attempt.exit.unlink()
-    outcome = judge(attempt, OVERRIDES)
-    assert (outcome.state, outcome.message) == (AttemptState.USER_ERROR, "OSError: disk full")
-
-
-def test_an_attempt_that_never_began_is_lost(tmp_path: Path) -> None:
-    assert judge(AttemptDir(tmp_path / "nothing"), OVERRIDES).state is AttemptState.LOST
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"val_bpb": None}, "result.json: val_bpb is None, not a number"),
-        ({"status": "stopped"}, "result.json: status is 'stopped'"),
-        ({"bytes_model": 99, "bytes_total": 149}, "has 100 bytes on disk, the result says 99"),
-        ({"bytes_total": 149}, "result.json: bytes_total is 149, not the artifact's 100 + the c"),
-        ({"artifact": "other.bin"}, "other.bin: the artifact cannot be read (No such file"),
-        ({"artifact": None}, "result.json: artifact is None, not a file name"),
-        ({"artifact": "../a/final_model.int6.ptz"}, "artifact is '../a/final_model.int6.ptz', not"),
-        ({"artifact": "/etc/hostname"}, "artifact is '/etc/hostname', not a file name"),
-    ],
-)
-def test_a_result_that_cannot_be_true_is_bad(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    attempt = write_attempt(tmp_path / "a", result=result_facts(**changes))
-    outcome = judge(attempt, OVERRIDES)
-    assert (outcome.state, outcome.exit_code, outcome.result) == (AttemptState.BAD_RESULT, 0, None)
-    assert outcome.message is not None
-    assert message in outcome.message
-
-
-def test_a_run_that_ended_well_without_a_result_is_bad(tmp_path: Path) -> None:
-    outcome = judge(write_attempt(tmp_path / "a"), OVERRIDES)
-    assert outcome.state is AttemptState.BAD_RESULT
-    assert outcome.message == "result.json: missing, though every process ended well"
-
-
-def test_a_result_with_a_failed_process_is_none(tmp_path: Path) -> None:
-    attempt = write_attempt(tmp_path / "a", exit_code=1, result=result_facts())
-    outcome = judge(attempt, OVERRIDES)
-    assert (outcome.state, outcome.result) == (AttemptState.CRASHED, None)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"SEED": "7"}, "SEED: asked for '7', the run took 42"),
-        ({"LRR": "0.1"}, "LRR: the run does not know this setting; did you mean LR?"),
-    ],
-)
-def test_an_override_that_is_not_confirmed_is_the_users_error(
-    tmp_path: Path, overrides: dict[str, str], message: str
-) -> None:
-    outcome = judge(write_attempt(tmp_path / "a", result=result_facts()), overrides)
-    assert (outcome.state, outcome.message) == (AttemptState.USER_ERROR, message)
-    assert outcome.result is None
-
-
-@pytest.mark.parametrize(
-    ("code", "state"),
-    [
-        ("user", AttemptState.USER_ERROR),
-        ("nonfinite", AttemptState.NONFINITE),
-        ("oom", AttemptState.OUT_OF_MEMORY),
-        ("crash", AttemptState.CRASHED),
-        ("something new", AttemptState.CRASHED),
-    ],
-)
-@pytest.mark.parametrize("stop_reason", [None, guard.ASKED, guard.LAUNCHER_DIED])
-def test_an_error_event_says_what_it_was_before_anything_else_does(
-    tmp_path: Path, code: str, state: AttemptState, stop_reason: str | None
-) -> None:
-    later = failure("crash", t=9.0, rank=0, message="the others' wake")
-    attempt = write_attempt(
-        tmp_path / "a",
-        exit_code=1,
-        stop_reason=stop_reason,
-        events=[CONFIG, later, failure(code, rank=1), event("stopped", reason="asked", step=1)],
-    )
-    outcome = judge(attempt, OVERRIDES)
-    assert outcome == Outcome(
-        state=state,
-        exit_code=1,
-        message="SomeError (rank 1): why",
-        traceback="Traceback ...",
-    )
-
-
-def test_an_error_of_rank_0_or_of_no_rank_names_none(tmp_path: Path) -> None:
-    attempt = write_attempt(tmp_path / "a", exit_code=1, events=[failure("crash", rank=0)])
-    assert judge(attempt, {}).message == "SomeError: why"
-    bare = write_attempt(tmp_path / "b", exit_code=1, events=[{"kind": "error"}])
-    assert judge(bare, {}) == Outcome(state=AttemptState.CRASHED, exit_code=1, message="error: ")
-
-
-@pytest.mark.parametrize(
-    ("stop_reason", "state"),
-    [
-        (guard.ASKED, AttemptState.STOPPED),
-        (guard.LAUNCHER_DIED, AttemptState.LOST),
-        # It says that it stopped, but nobody had asked.
-        (None, AttemptState.CRASHED),
-    ],
-)
-def test_a_stop_is_what_was_asked_for(
-    tmp_path: Path, stop_reason: str | None, state: AttemptState
-) -> None:
-    attempt = write_attempt(
-        tmp_path / "a",
-        exit_code=75,
-        stop_reason=stop_reason,
-        events=[CONFIG, event("stopped", reason="asked", step=3)],
-    )
-    outcome = judge(attempt, OVERRIDES)
-    assert (outcome.state, outcome.exit_code) == (state, 75)
-
-
-def test_a_run_that_finished_although_it_was_asked_to_stop_finished(tmp_path: Path) -> None:
-    for name, reason in (("a", guard.ASKED), ("b", guard.LAUNCHER_DIED)):
-        attempt = write_attempt(tmp_path / name, stop_reason=reason, result=result_facts())
-        assert judge(attempt, OVERRIDES).state is AttemptState.FINISHED
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (1, "ended with exit code 1"),
-        (-signal.SIGSEGV, "ended with signal SIGSEGV"),
-        (-77, "ended with signal 77"),
-    ],
-)
-def test_a_crash_without_a_word_is_told_by_its_code_and_log(
-    tmp_path: Path, code: int, words: str
-) -> None:
-    attempt = write_attempt(tmp_path / "a", exit_code=code)
-    assert judge(attempt, OVERRIDES) == Outcome(
-        state=AttemptState.CRASHED, exit_code=code, message=words, traceback=None
-    )
-    attempt.stderr.write_bytes(b"first line\n" + b"x" * TAIL_BYTES + b"\nlast \xff line\n")
-    assert judge(attempt, OVERRIDES).traceback == "last \ufffd line\n"

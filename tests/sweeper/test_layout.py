@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeper.layout import DEFAULT_ROOT, ROOT_NAME, AttemptDir, SweepDir, root_from
+from sweeper.stages import Stage
 
 HOSTILE = [
     "plain",
@@ -73,6 +74,37 @@ def test_the_logs_of_one_rank_are_found(tmp_path: Path) -> None:
         (folder / "stderr.log").write_text(f"of rank {rank}")
     assert [path.read_text() for path in attempt.rank_logs(1, "stderr")] == ["of rank 1"]
     assert attempt.rank_logs(1, "stdout") == []
+
+
+def test_the_launches_of_one_attempt_share_what_it_is_and_not_how_they_ended() -> None:
+    attempt = AttemptDir(Path("/a"))
+    launches = [attempt.of(stage, n) for stage in Stage for n in (1, 2)]
+    assert {launch.result for launch in launches} == {Path("/a/result.json")}
+    assert {launch.events for launch in launches} == {Path("/a/events.jsonl")}
+    for paths in (
+        {launch.request for launch in launches},
+        {launch.stderr for launch in launches},
+        {launch.logs for launch in launches},
+    ):
+        assert len(paths) == len(launches)
+    assert [attempt.of(stage).exit.name for stage in Stage] == [
+        *("exit.json", "exit.train.json", "exit.pack.json", "exit.json")
+    ]
+    assert attempt == attempt.of(Stage.ALL)
+    assert (attempt.request.name, attempt.logs.name) == ("request.json", "logs")
+    assert attempt.of(Stage.PACK, 2).logs == Path("/a/logs/pack.2")
+
+
+def test_a_stage_that_is_launched_again_forgets_its_own_end_alone(tmp_path: Path) -> None:
+    ends = [AttemptDir(tmp_path).of(stage).exit for stage in (Stage.PACK, Stage.SCORE)]
+    result = AttemptDir(tmp_path).result
+    for path in (*ends, result):
+        path.touch()
+    AttemptDir(tmp_path).of(Stage.PACK, 2).forget_end()
+    assert [path.exists() for path in (*ends, result)] == [False, True, True]
+    AttemptDir(tmp_path).of(Stage.SCORE, 2).forget_end()
+    assert [path.exists() for path in (*ends, result)] == [False, False, False]
+    AttemptDir(tmp_path).of(Stage.SCORE).forget_end()
 
 
 def test_the_root_is_the_argument_then_the_environment_then_runs(

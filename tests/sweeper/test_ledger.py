@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from sweeper.errors import UserError
-from sweeper.ledger import SCHEMA_VERSION, AttemptState, Ledger, RunRow, RunState
+from sweeper.ledger import AttemptState, Ledger, RunRow, RunState
+from sweeper.schema import SCHEMA_VERSION
 from sweeper.spec import SweepSpec
+from sweeper.stages import Stage
 from tests.sweeper.conftest import ROOT, make_spec, result_facts, wait_until
 
 
@@ -202,6 +204,89 @@ def test_another_spec_is_refused_with_what_changed(
         new_ledger(path, make_spec(**changes))
     assert "another name" in str(caught.value)
     new_ledger(path).close()
+
+
+# ---- stages
+
+
+def test_a_whole_run_is_one_stage_that_ends_with_it(path: Path) -> None:
+    with closing(new_ledger(path)) as ledger:
+        attempt = launch(ledger, ledger.runs()[0])
+        (stage,) = ledger.stages()
+        assert (stage.attempt, stage.stage, stage.host, stage.gpus) == (
+            *(attempt, Stage.ALL, "box", "0,1"),
+        )
+        assert (stage.ended, stage.exit_code, stage.events_from) == (None, None, 0)
+        ledger.ended(attempt, AttemptState.CRASHED, RunState.FAILED, exit_code=1, message="why")
+        (stage,) = ledger.stages(attempt)
+        assert (stage.exit_code, stage.message) == (1, "why")
+        assert stage.ended == ledger.attempts()[0].ended
+
+
+def test_an_attempt_goes_on_stage_by_stage(path: Path) -> None:
+    with closing(new_ledger(path)) as ledger:
+        run, other = ledger.runs()[:2]
+        attempt, beside = (
+            ledger.launched(each, number=1, path="a", host="box", gpus="0", stage=Stage.TRAIN)
+            for each in (run, other)
+        )
+        ledger.stage_ended(attempt, exit_code=0, at=123.0)
+        assert ledger.runs()[0].state is RunState.RUNNING
+        # Where the sweep is stopped here, the attempt waits with its run.
+        ledger.pause()
+        assert [row.state for row in ledger.runs()[:2]] == [RunState.PENDING] * 2
+        (row, _) = ledger.attempts()
+        assert (row.state, row.ended) == (AttemptState.LAUNCHED, None)
+        ledger.stage_launched(row, Stage.PACK, host="other", gpus="", events_from=77)
+        assert [row.state for row in ledger.runs()[:2]] == [RunState.RUNNING, RunState.PENDING]
+        train, pack = ledger.stages(attempt)
+        assert (train.stage, train.exit_code, train.ended) == (Stage.TRAIN, 0, 123.0)
+        assert (pack.stage, pack.host, pack.gpus, pack.events_from) == (
+            *(Stage.PACK, "other", "", 77),
+        )
+        ledger.ended(attempt, AttemptState.LOST, RunState.PENDING, at=456.0)
+        assert [row.ended for row in ledger.stages(attempt)] == [123.0, 456.0]
+        assert [row.ended for row in ledger.stages(beside)] == [None]
+
+
+# Written by the program as it was then.
+VERSION_1 = Path(__file__).with_name("golden") / "ledger_v1.sql"
+
+
+def old_ledger(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(VERSION_1.read_text())
+
+
+def old_stages(ledger: Ledger) -> list[tuple[Any, ...]]:
+    return [
+        (row.attempt, row.stage, row.gpus, row.seconds, row.exit_code, row.ended is None)
+        for row in ledger.stages()
+    ]
+
+
+def test_a_ledger_of_version_1_is_read_as_it_is_and_goes_on(path: Path) -> None:
+    old_ledger(path)
+    expected = [
+        (1, Stage.ALL, "0,1", 10.0, 1, False),
+        (2, Stage.ALL, "0,1", 10.0, 0, False),
+        (3, Stage.ALL, "0,1", 0.0, None, True),
+    ]
+    with closing(Ledger.open_for_reading(path)) as view:
+        assert old_stages(view) == expected
+        before = (view.trials(), view.runs(), view.attempts())
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (1,)
+    for _ in range(2):
+        with closing(new_ledger(path)) as ledger:
+            assert old_stages(ledger) == expected
+            assert (ledger.trials(), ledger.runs(), ledger.attempts()) == before
+    with closing(new_ledger(path)) as ledger:
+        ledger.ended(3, AttemptState.LOST, RunState.PENDING)
+        assert launch(ledger, ledger.runs()[1], 2) == 4
+        assert [row.attempt for row in ledger.stages()] == [1, 2, 3, 4]
+    with closing(Ledger.open_for_reading(path)) as view:
+        assert len(view.stages()) == 4
 
 
 @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99])

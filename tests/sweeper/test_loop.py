@@ -18,10 +18,11 @@ import pytest
 from rich.console import Console
 
 from sweeper.cluster import Cluster, Slot
+from sweeper.driver import Interrupts
 from sweeper.errors import UserError
 from sweeper.layout import SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
-from sweeper.loop import Interrupts, Loop
+from sweeper.loop import Loop
 from sweeper.progress import Progress
 from sweeper.view import Observer
 from tests.sweeper.conftest import ROOT, alive, make_spec, wait_until
@@ -380,7 +381,10 @@ class LostCluster:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.slots = [Slot(number=0, actor=None, opening=None)]
+        self.most = 0
+        self.slots = [Slot(actor=None, opening=None)]
+        self.pools = [self]
+        self.runs = self.packing = self
 
     def capacity(self) -> int:
         self.asked += 1
@@ -388,8 +392,8 @@ class LostCluster:
             raise UserError("the cluster has lost its nodes")
         return 1
 
-    def open_slots(self, count: int) -> None:
-        assert count == len(self.slots)
+    def open(self, count: int) -> None:
+        assert min(count, self.most) == len(self.slots)
 
     def wait(self, seconds: float) -> list[Slot]:
         raise AssertionError("it waits for what cannot come")

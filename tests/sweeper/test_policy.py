@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sweeper.ledger import AttemptState, RunState
-from sweeper.policy import RETRIED, after_attempt
+from sweeper.ledger import AttemptState, RunState, StageRow
+from sweeper.policy import RETRIED, after_attempt, seconds_left
+from sweeper.stages import Stage
 
 LAUNCHED, FINISHED = AttemptState.LAUNCHED, AttemptState.FINISHED
 CRASHED, LOST, STOPPED = AttemptState.CRASHED, AttemptState.LOST, AttemptState.STOPPED
@@ -56,3 +57,42 @@ def test_no_sequence_of_failures_goes_on_for_ever() -> None:
         ends.append(CRASHED if len(ends) % 2 else LOST)
         assert len(ends) <= 5
     assert len(ends) == 5
+
+
+def worked(launched: float, ended: float | None) -> StageRow:
+    return StageRow(
+        id=1,
+        attempt=1,
+        stage=Stage.TRAIN,
+        host="box",
+        gpus="0,1",
+        launched=launched,
+        ended=ended,
+        exit_code=0,
+        message=None,
+        events_from=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "launches", "left"),
+    [
+        (None, [worked(0.0, 50.0)], None),
+        (60.0, [], 60.0),
+        (60.0, [worked(0.0, None)], 60.0),
+        # Ten seconds of waiting lie between the two.
+        (60.0, [worked(0.0, 20.0), worked(30.0, 35.0), worked(40.0, None)], 35.0),
+        (20.0, [worked(0.0, 20.0), worked(30.0, 35.0)], -5.0),
+        # A host's clock may have been set back meanwhile.
+        (60.0, [worked(9.0, 3.0)], 60.0),
+    ],
+)
+def test_stages_at_work_use_up_the_time_together(
+    limit: float | None, launches: list[StageRow], left: float | None
+) -> None:
+    assert seconds_left(limit, launches) == left
+
+
+def test_a_launch_reserves_every_gpu_while_it_works() -> None:
+    assert worked(10.0, 15.0).gpu_seconds == 10.0
+    assert worked(10.0, None).gpu_seconds == 0.0

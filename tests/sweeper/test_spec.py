@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sweeper.errors import SpecError, UserError
-from sweeper.spec import MAX_SEED, EnvValue, SweepSpec, env_text, load_spec
+from sweeper.spec import MAX_SEED, EnvValue, Packing, SweepSpec, env_text, load_spec
 from tests.sweeper.conftest import ROOT, make_spec
 
 HEAD = 'name = "small"\nseeds = [42, 314]\n'
@@ -58,6 +58,13 @@ def test_the_least_spec_has_the_records_defaults(tmp_path: Path) -> None:
     assert (spec.resources.gpus_per_run, spec.resources.processes) == (8, 8)
     assert spec.budget.max_bytes == 16_000_000
     assert spec.limits.max_seconds is None
+    assert spec.packing is None
+
+
+def test_an_empty_table_packs_out_of_the_way_by_the_defaults(tmp_path: Path) -> None:
+    packing = load(tmp_path, HEAD + "[packing]\n" + TRIAL).packing
+    assert packing is not None
+    assert (packing.cpus, packing.nice) == (2, 10)
 
 
 def test_every_key_can_be_set(tmp_path: Path) -> None:
@@ -68,6 +75,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         + "[resources]\ngpus_per_run = 2\ncpus_per_run = 3\nprocesses_per_run = 4\n"
         + "max_parallel = 5\n"
         + "[limits]\nmax_seconds = 60\ngrace_seconds = 0\nmax_attempts = 1\n"
+        + "[packing]\ncpus = 3\nnice = 19\n"
         + "[budget]\nmax_bytes = 1000\n[env]\nITERATIONS = 6\n"
         + TRIAL
         + OTHER,
@@ -75,6 +83,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert (spec.workload.module, spec.workload.launch) == ("train_gpt", "exec")
     assert (spec.resources.processes, spec.resources.max_parallel) == (4, 5)
     assert (spec.limits.max_seconds, spec.limits.grace_seconds) == (60.0, 0.0)
+    assert spec.packing == Packing(cpus=3, nice=19)
     assert spec.budget.max_bytes == 1000
     assert [trial.name for trial in spec.trials] == ["low", "high"]
 
@@ -115,8 +124,8 @@ BAD: list[tuple[str, str, str]] = [
     (
         "unknown key, nothing close",
         "zzz = 1\n" + HEAD + TRIAL,
-        "zzz: unknown key (allowed: name, seeds, metric, workload, resources, limits, budget, env,"
-        " trial)",
+        "zzz: unknown key (allowed: name, seeds, metric, workload, resources, limits, packing, "
+        "budget, env, trial)",
     ),
     (
         "unknown nested key",
@@ -226,6 +235,28 @@ BAD: list[tuple[str, str, str]] = [
         "trial: at least one table headed [[trial]] is needed, found",
     ),
     ("no trial in the list", "trial = []\n" + HEAD, "trial: at least one table headed [[trial]]"),
+    (
+        "a stage",
+        HEAD + "[env]\nSTAGE = 'pack'\n" + TRIAL,
+        "env: STAGE is set by the sweeper; use [p",
+    ),
+    ("no packer", HEAD + "[packing]\ncpus = 0\n" + TRIAL, "packing.cpus: input should be greater"),
+    (
+        "too nice",
+        HEAD + "[packing]\nnice = 20\n" + TRIAL,
+        "packing.nice: input should be less than",
+    ),
+    (
+        "hurry",
+        HEAD + "[packing]\nnice = -1\n" + TRIAL,
+        "packing.nice: input should be greater than",
+    ),
+    (
+        "odd packing",
+        HEAD + "[packing]\ngpus = 1\n" + TRIAL,
+        "packing.gpus: unknown key; did you mean cpus? (a",
+    ),
+    ("packing is no table", "packing = 2\n" + HEAD + TRIAL, "packing: expected a table, found 2"),
     ("reserved", HEAD + "[env]\nSEED = 1\n" + TRIAL, "env: SEED is set by the sweeper"),
     (
         "reserved, in a trial",

@@ -12,6 +12,7 @@ import pytest
 
 from sweeper.layout import SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.stages import Stage
 from sweeper.view import PHASE_STARTS, Observer, RunView, SweepView, estimate_seconds_left
 from tests.sweeper.conftest import make_spec, result_facts
 
@@ -91,6 +92,78 @@ def test_a_run_never_goes_back(sweep: SweepDir, ledger: Ledger) -> None:
         fractions.append(observer.look().runs[0].fraction)
     assert fractions == sorted(fractions)
     assert fractions[-1] < 1.0
+
+
+def test_an_attempt_between_two_stages_waits_to_go_on(sweep: SweepDir, ledger: Ledger) -> None:
+    observer = Observer(sweep, ledger)
+    run = ledger.runs()[0]
+    path = str(sweep.attempt(0, "low", run.seed, 1).path.relative_to(sweep.path))
+    attempt = ledger.launched(*(run,), number=1, path=path, host="box", gpus="0", stage=Stage.TRAIN)
+    (row,) = ledger.attempts()
+    events = sweep.path / path / "events.jsonl"
+    events.parent.mkdir(parents=True)
+
+    def phase() -> str | None:
+        return observer.look().runs[0].phase
+
+    def go_on(stage: Stage) -> None:
+        ledger.stage_launched(row, stage, host="box", gpus="", events_from=0)
+
+    append(events, "phase", phase="hessians")
+    assert phase() == "hessians"
+    ledger.stage_ended(attempt, exit_code=0)
+    assert phase() == "trained"
+    go_on(Stage.PACK)
+    append(events, "phase", phase="setup")
+    assert phase() == "setup"
+    before = observer.look().runs[0].fraction
+    assert before == PHASE_STARTS["hessians"]
+    # A stage that broke off has not been.
+    ledger.stage_ended(attempt, exit_code=1, message="it broke")
+    assert phase() == "trained"
+    go_on(Stage.PACK)
+    append(events, "phase", phase="quantise")
+    ledger.stage_ended(attempt, exit_code=0)
+    assert phase() == "packed"
+    assert observer.look().runs[0].fraction > before
+    # Where the sweep is stopped there, no time passes.
+    ledger.pause()
+    view = observer.look().runs[0]
+    assert (view.state, view.phase) == (PENDING, "packed")
+    assert view.seconds == observer.look().runs[0].seconds
+
+
+def test_a_long_evaluation_moves_on(sweep: SweepDir, ledger: Ledger) -> None:
+    observer = Observer(sweep, ledger)
+    _, events = launch(ledger, sweep)
+
+    def after(kind: str, **fields: Any) -> float:
+        append(events, kind, **fields)
+        return observer.look().runs[0].fraction
+
+    append(events, "phase", phase="train")
+    append(events, "step", step=1, train_loss=3.5, progress=1.0)
+    trained = PHASE_STARTS["hessians"]
+    # Training may be evaluated on its way: that is no sign that it ends.
+    assert after("eval", metric="plain", progress=1.0) == trained
+    assert after("phase", phase="eval") == trained
+    assert after("eval", metric="prequant", progress=0.5) == pytest.approx(
+        (trained + PHASE_STARTS["quantise"]) / 2
+    )
+    assert after("phase", phase="quantise") == PHASE_STARTS["quantise"]
+    assert after("phase", phase="eval") == PHASE_STARTS["eval"]
+    moving = [
+        after("eval", metric=metric, progress=done)
+        for metric in ("quant-subset", "sliding-subset")
+        for done in (0.25, 0.5, 0.75, 0.9)
+    ]
+    assert moving == sorted(set(moving))
+    assert PHASE_STARTS["eval"] < moving[0]
+    assert moving[-1] < 1.0
+    for progress in (None, "half", math.nan, -9.0):
+        assert after("eval", metric="sliding", progress=progress) == moving[-1]
+    assert after("eval", metric="sliding", progress=10**400) == moving[-1]
+    assert after("eval", metric="sliding", progress=7.0) == 1.0
 
 
 def test_a_new_attempt_begins_anew(sweep: SweepDir, ledger: Ledger) -> None:

@@ -1,0 +1,32 @@
+"""The ledger's tables, and how those of an earlier version become them."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 2
+STAGES = """
+CREATE TABLE stages (id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL REFERENCES attempts(id),
+                     stage TEXT NOT NULL, host TEXT NOT NULL, gpus TEXT NOT NULL,
+                     launched REAL NOT NULL, ended REAL, exit_code INTEGER, message TEXT,
+                     events_from INTEGER NOT NULL)
+"""
+# The stages of version 1, where every attempt was launched whole.
+STAGES_OF_VERSION_1 = """
+SELECT id, id AS attempt, 'all' AS stage, host, gpus, launched, ended, exit_code, message,
+       0 AS events_from FROM attempts
+"""
+SCHEMA = f"""
+CREATE TABLE sweep (uid TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL,
+                    spec TEXT NOT NULL);
+CREATE TABLE trials (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+                     config_hash TEXT NOT NULL UNIQUE, env TEXT NOT NULL);
+CREATE TABLE runs (id INTEGER PRIMARY KEY, trial INTEGER NOT NULL REFERENCES trials(number),
+                   seed INTEGER NOT NULL, state TEXT NOT NULL, UNIQUE (trial, seed));
+CREATE TABLE attempts (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id),
+                       number INTEGER NOT NULL, state TEXT NOT NULL, path TEXT NOT NULL,
+                       host TEXT NOT NULL, gpus TEXT NOT NULL, code TEXT,
+                       launched REAL NOT NULL, ended REAL,
+                       exit_code INTEGER, message TEXT, traceback TEXT, result TEXT,
+                       UNIQUE (run, number));
+CREATE UNIQUE INDEX one_result ON attempts (run) WHERE state = 'finished';
+{STAGES};
+"""

@@ -1,0 +1,108 @@
+"""What the next driver makes of attempts that the last one left open, and what it does first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sweeper.agenda import waiting_jobs
+from sweeper.layout import AttemptDir, SweepDir
+from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.settle import recover
+from sweeper.stages import Stage
+from tests.sweeper.conftest import make_spec, result_facts
+
+TRAIN, PACK, SCORE = Stage.TRAIN, Stage.PACK, Stage.SCORE
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepDir:
+    sweep = SweepDir(tmp_path / "sweep")
+    sweep.path.mkdir()
+    return sweep
+
+
+@pytest.fixture
+def ledger(sweep: SweepDir) -> Iterator[Ledger]:
+    ledger = Ledger.open_for_writing(sweep.ledger, make_spec())
+    yield ledger
+    ledger.close()
+
+
+def left_in(ledger: Ledger, sweep: SweepDir, run: int, *stages: Stage) -> AttemptDir:
+    """An attempt whose driver died while the last of these stages was at work."""
+    row = ledger.runs()[run]
+    directory = sweep.attempt(row.trial, "t", row.seed, 1)
+    directory.path.mkdir(parents=True)
+    config = {"seed": row.seed, **{name.lower(): x for name, x in ledger.trials()[0].env.items()}}
+    config["lr"] = ledger.trials()[row.trial].env["LR"]
+    event = {"t": 1.0, "kind": "config", "config": config}
+    directory.events.write_text(json.dumps(event) + "\n")
+    path = str(directory.path.relative_to(sweep.path))
+    attempt = ledger.launched(row, number=1, path=path, host="box", gpus="0", stage=stages[0])
+    if TRAIN in stages:
+        directory.trained_tensors.write_bytes(b"tensors")
+        directory.trained.write_text('{"schema": 1, "status": "trained"}')
+    for stage in stages[1:]:
+        ledger.stage_ended(attempt, exit_code=0, at=1.0)
+        ledger.stage_launched(ledger.attempts(row.id)[0], stage, host="box", gpus="", events_from=0)
+    return directory.of(stages[-1])
+
+
+def end(directory: AttemptDir, code: int = 0) -> None:
+    """What the guard says of the stage."""
+    directory.exit.write_text(json.dumps({"exit_code": code, "stop_reason": None, "ended": 5.0}))
+
+
+def pack(directory: AttemptDir) -> None:
+    directory.artifact.write_bytes(b"x" * 100)
+    directory.packed.write_text('{"schema": 1, "status": "packed"}')
+
+
+def test_every_stage_is_taken_up_where_it_was(sweep: SweepDir, ledger: Ledger) -> None:
+    trained = left_in(ledger, sweep, 0, TRAIN)
+    end(trained)
+    unheard = left_in(ledger, sweep, 1, TRAIN)  # it wrote all, but did it end well?
+    packing = left_in(ledger, sweep, 2, TRAIN, PACK)
+    end(packing, code=1)
+    packed = left_in(ledger, sweep, 3, TRAIN, PACK)
+    end(packed)
+    pack(packed)
+    scored = left_in(ledger, sweep, 4, TRAIN, PACK, SCORE)
+    pack(scored)
+    end(scored)
+    scored.result.write_text(json.dumps(result_facts()))
+    emptied = left_in(ledger, sweep, 5, TRAIN, PACK)
+    emptied.trained.unlink()
+
+    recover(sweep, ledger, "session")
+    launched, lost = AttemptState.LAUNCHED, AttemptState.LOST
+    assert [attempt.state for attempt in ledger.attempts()] == [
+        *(launched, lost, launched, launched, AttemptState.FINISHED, lost)
+    ]
+    finished = RunState.FINISHED
+    states = [run.state for run in ledger.runs()]
+    assert states == [*[RunState.PENDING] * 4, finished, RunState.PENDING]
+    assert all(row.ended is not None for row in ledger.stages())
+    assert ledger.stages(1)[0].ended == 5.0
+    # Nothing large stays that nobody needs.
+    kept = [path.trained_tensors.exists() for path in (trained, unheard, packing, packed)]
+    assert kept == [True, False, True, False]
+    assert not scored.trained_tensors.exists()
+    assert not emptied.trained_tensors.exists()
+
+    # What has begun goes first, each with its next stage.
+    jobs = waiting_jobs(ledger, sweep, at_work=(), first=TRAIN)
+    assert [(job.run.id, job.stage, job.attempt is None) for job in jobs] == [
+        *((1, PACK, False), (3, PACK, False), (4, SCORE, False)),
+        *((2, TRAIN, True), (6, TRAIN, True)),
+    ]
+    jobs = waiting_jobs(ledger, sweep, at_work={1, 2, 3}, first=Stage.ALL)
+    assert [(job.run.id, job.stage) for job in jobs] == [(4, SCORE), (6, Stage.ALL)]
+    # Once more changes nothing.
+    before = (ledger.runs(), ledger.attempts(), ledger.stages())
+    recover(sweep, ledger, "another")
+    assert (ledger.runs(), ledger.attempts(), ledger.stages()) == before

@@ -1,0 +1,87 @@
+"""Files to a slot and home from it: whole, in order, and added to where they grow."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeper.layout import AttemptDir
+from sweeper.shipping import CHUNK_BYTES, Scratch, Shipment
+from sweeper.stages import Stage
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scratch:
+    """A slot's end on this host, its directories below the test's own."""
+    (tmp_path / "host").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
+    return Scratch()
+
+
+def ship(scratch: Scratch, attempt: AttemptDir, log: list[str] | None = None) -> Shipment:
+    """A shipment that calls the slot's end without a cluster between."""
+
+    def call(method: str, *arguments: Any) -> Any:
+        if log is not None and method == "read" and arguments[1] == 0:
+            log.append(arguments[0])
+        return getattr(scratch, method)(*arguments)
+
+    return Shipment(attempt, call)
+
+
+def test_a_stage_gets_what_it_needs_and_only_what_is_new_comes_home(
+    tmp_path: Path, scratch: Scratch
+) -> None:
+    attempt = AttemptDir(tmp_path / "größe und platz").of(Stage.PACK)
+    attempt.path.mkdir()
+    tensors = random.Random(1).randbytes(2 * CHUNK_BYTES + 1)
+    attempt.trained_tensors.write_bytes(tensors)
+    attempt.trained.write_text("facts")
+    attempt.events.write_text("of training\n")
+    read: list[str] = []
+    shipment = ship(scratch, attempt, read)
+    far = AttemptDir(Path(shipment.begin())).of(Stage.PACK)
+    assert sorted(path.name for path in far.path.iterdir()) == ["trained.json", "trained.pt"]
+    assert far.trained_tensors.read_bytes() == tensors
+
+    far.events.write_text("of packing\n")
+    shipment.follow()
+    assert attempt.events.read_text() == "of training\nof packing\n"
+    with far.events.open("a") as file:
+        file.write("its end\n")
+    far.trained_tensors.unlink()
+    far.logs.mkdir(parents=True)
+    far.stdout.write_text("said")
+    for path, text in ((far.exit, "0"), (far.packed, "packed"), (far.artifact, "artifact")):
+        path.write_text(text)
+    shipment.finish()
+    assert attempt.events.read_text() == "of training\nof packing\nits end\n"
+    assert attempt.stdout.read_text() == "said"
+    assert attempt.trained.read_text() == "facts"
+    # What vouches for others comes after them, and the word of the end last of all.
+    assert read[-2:] == ["packed.json", "exit.pack.json"]
+    assert "trained.json" not in read
+    assert not list(attempt.path.rglob("*.partial"))
+    assert not far.path.exists()
+
+
+def test_a_launch_after_one_that_broke_off_begins_with_a_clean_directory(
+    tmp_path: Path, scratch: Scratch
+) -> None:
+    attempt = AttemptDir(tmp_path / "a").of(Stage.SCORE)
+    attempt.path.mkdir()
+    for path in (attempt.trained, attempt.packed):
+        path.write_text("facts")
+    with pytest.raises(FileNotFoundError):  # there is no artifact
+        ship(scratch, attempt).begin()
+    attempt.artifact.write_text("artifact")
+    far = Path(ship(scratch, attempt).begin())
+    assert {path.read_text() for path in far.iterdir()} == {"facts", "artifact"}
+    assert list((tmp_path / "host").iterdir()) == [far]
+    scratch.drop_scratch()
+    scratch.drop_scratch()
+    assert not list((tmp_path / "host").iterdir())
