@@ -52,6 +52,8 @@ RANS_HEADER = struct.Struct("<II")
 MAX_RAW_BYTES = 1 << 28
 MAX_INDEX_BYTES = 1 << 18
 MAX_TABLE_BYTES = 1 << 20
+MAX_TENSORS = 2_048
+TENSORS_PER_LAYER = 9  # at least
 MAX_QUOTED = 300  # characters of an error that quotes from a file
 # Up to so many raw bytes brotli is tried beside rans for certain; above, where a quick look says
 # that it might win: repeats show at its lowest quality, which then comes within so much of what
@@ -101,9 +103,15 @@ def encode(packed: Model, config: Config, loop: Loop, codec: Codec) -> bytes:
     return HEADER.pack(MAGIC, VERSION, number, SHUFFLE_STRIDE, length, crc) + body
 
 
-def encode_smallest(packed: Model, config: Config, loop: Loop, codec: Codec) -> tuple[bytes, Codec]:
-    """`encode` by `codec`, or by brotli where that is smaller; and which it was."""
-    data = encode(packed, config, loop, codec)
+def encode_smallest(
+    packed: Model, config: Config, loop: Loop, codec: Codec, data: bytes | None = None
+) -> tuple[bytes, Codec]:
+    """`encode` by `codec`, or by brotli where that is found to be smaller; and which it was.
+
+    data: what `encode` makes by `codec`, where that is known.
+    """
+    if data is None:
+        data = encode(packed, config, loop, codec)
     if codec == "rans" and _brotli_may_win(packed, len(data)):
         other = encode(packed, config, loop, "brotli")
         if len(other) < len(data):
@@ -254,16 +262,23 @@ def _restore(config: dict[str, Any], packed: Model) -> GPT:
         shape = Config(**config)
         # Every layer has tensors of its own, so a lie about the layers costs no time, and on the
         # meta device a lie about the sizes costs no memory.
-        if shape.num_layers > len(packed):
+        if shape.num_layers * TENSORS_PER_LAYER > len(packed):
             raise ArtifactError(f"{shape.num_layers} layers, but only {len(packed)} tensors")
         with torch.device("meta"):
             model = GPT(shape)
         tensors = {name: p.tensor() for name, p in packed.items()}
+        _check_finite(tensors)
         model.load_state_dict(tensors, strict=True, assign=True)
     except (ArithmeticError, TypeError, ValueError, RuntimeError) as error:
         reason = _in_one_line(error)
         raise ArtifactError(f"the artifact's tensors do not fit its network: {reason}") from error
     return model
+
+
+def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
+    for name, values in tensors.items():
+        if not values.isfinite().all():
+            raise ArtifactError(f"{name} holds what is no number")
 
 
 def _network_config(config: Config, loop: Loop) -> dict[str, Any]:
@@ -305,6 +320,7 @@ def _read_index(raw: bytes) -> tuple[dict[str, Any], int]:
         tensors, config = index["tensors"], index["config"]
         well_formed = isinstance(config, dict) and set(config) <= set(NETWORK_FIELDS)
         well_formed &= all(_is_entry(name, kind, shape) for name, kind, shape in tensors)
+        well_formed &= len(tensors) <= MAX_TENSORS
         well_formed &= len({name for name, *_ in tensors}) == len(tensors)
         index["recurrence"] = bool(index["recurrence"])
     except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:

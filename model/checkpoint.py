@@ -80,7 +80,8 @@ def _check_same(path: Path, saved: State, config: Config, data: str) -> None:
     ours = config.echo()
     for field in dataclasses.fields(config):
         name = field.name
-        if name not in FREE_FIELDS and saved["config"].get(name) != ours[name]:
+        # A setting that an older checkpoint does not know was not there to differ.
+        if name not in FREE_FIELDS and saved["config"].get(name, ours[name]) != ours[name]:
             raise ConfigError(
                 f"RESUME_FROM: {path} was trained with {name.upper()}="
                 f"{saved['config'].get(name)}, this run has {ours[name]}; make them agree, or "

@@ -145,7 +145,9 @@ class Config:
     @classmethod
     def from_echo(cls, echo: Mapping[str, Any]) -> Config:
         """The config that `echo` came from."""
-        return cls(**{name: value for name, value in echo.items() if name in _TYPES})
+        # Echoes of before there was a choice are of the record's way.
+        known = {"budget_fit": "prune"} | dict(echo)
+        return cls(**{name: value for name, value in known.items() if name in _TYPES})
 
     def echo(self) -> dict[str, Any]:
         """Every field as a JSON value, so that overrides can be checked; aliases included, and
@@ -328,6 +330,12 @@ def _validate(config: Config) -> None:
         "eval_subset_tokens",
         config,
         f"0 (score all) or at least EVAL_SEQ_LEN {seq_len}",
+    )
+    _require(
+        config.gptq_calibration_batches > 0 or not config.gptq_enabled,
+        "gptq_calibration_batches",
+        config,
+        "more than 0, unless GPTQ_ENABLED=0",
     )
     if config.fits_steps and config.compressor != "rans":
         raise ConfigError(

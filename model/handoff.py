@@ -30,6 +30,11 @@ TRAINED_TENSORS = "trained.pt"
 TRAINED = "trained.json"
 PACKED = "packed.json"
 HANDOFF_SCHEMA = 1
+# What the next stage reads of each, besides what it hands on.
+VOUCHED = {
+    "trained": {"trained_sha256", "config", "data", "attention", "compute_dtype", "bytes_code"},
+    "packed": {"trained_sha256", "artifact", "artifact_sha256"},
+}
 # Where a stage finds its files; every other setting is that of the training.
 PLACES = ("run_dir", "data_dir", "tokenizer_path")
 
@@ -122,9 +127,9 @@ def save_packed(run_dir: Path, facts: Facts, checksum: str) -> None:
 
 
 def is_packed(run_dir: Path, checksum: str) -> bool:
-    """Whether the tensors of `checksum` are packed already."""
+    """Whether the tensors of `checksum` are packed already, and the artifact is whole."""
     try:
-        read_packed(run_dir, checksum)
+        read_artifact(run_dir, read_packed(run_dir, checksum))
     except HandoffError:
         return False
     return True
@@ -158,7 +163,7 @@ def _read_facts(path: Path, status: str, stage: StageName) -> tuple[Facts, str]:
     """The facts of a stage's JSON, and the checksum of the tensors that they go with."""
     facts = _json_object(_read(path, stage))
     found = facts.pop("schema", None), facts.pop("status", None)
-    if found != (HANDOFF_SCHEMA, status):
+    if found != (HANDOFF_SCHEMA, status) or not VOUCHED[status] <= facts.keys():
         raise HandoffError(f"{path}: damaged, or of another version; run STAGE={stage} again")
     return facts, facts.pop("trained_sha256")
 

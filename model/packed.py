@@ -73,10 +73,11 @@ def pack_model(model: GPT, coded: Model) -> dict[str, Packed]:
     """
     packed: dict[str, Packed] = {}
     for name, value in model.state_dict().items():
-        value = value.detach().cpu()
         if name in coded:
             packed[name] = coded[name]
-        elif is_control(name):
+            continue
+        value = value.detach().cpu()
+        if is_control(name):
             packed[name] = Packed(kind="float32", values=value.float().numpy())
         elif value.ndim == 2 and (value.numel() > SMALL_TENSOR or "emb" in name):
             packed[name] = with_scales("int8", *quantize_rows(value))

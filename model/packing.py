@@ -82,19 +82,22 @@ def make_artifact(
     report.phase("quantise")
     started = time.perf_counter()
     if config.fits_steps:
-        coded = _fit_steps(trained, config, ranks, report, budget)
+        coded, data = _fit_steps(trained, config, ranks, report, budget)
     else:
-        coded = _quantise(trained, ranks)
+        coded, data = _quantise(trained, ranks), b""
+    # Of no more use, and large on a GPU that is still to score.
+    trained.hessians.clear()
+    trained.sensitivities.clear()
     quantised = time.perf_counter()
     report.phase("pack")
     artifact, codec = None, config.compressor
     if ranks.main:
         packed: Model = pack_model(model, coded)
         if not config.fits_steps:
-            packed, pruned = fit_by_pruning(packed, _encoder(model, config), budget=budget)
+            packed, data, pruned = fit_by_pruning(packed, _encoder(model, config), budget=budget)
             if pruned:
                 report.line(f"selective_prune: {pruned} codes zeroed to fit {config.budget_bytes}")
-        artifact, codec = encode_smallest(packed, config, model.loop, config.compressor)
+        artifact, codec = encode_smallest(packed, config, model.loop, config.compressor, data)
         if codec != config.compressor:
             report.line(
                 f"{config.compressor}: {codec} makes fewer bytes of this model, and is used"
@@ -123,13 +126,13 @@ def _quantise(trained: TrainedModel, ranks: Ranks) -> dict[str, Packed]:
 
 def _fit_steps(
     trained: TrainedModel, config: Config, ranks: Ranks, report: Report, budget: int
-) -> dict[str, Packed]:
-    """The codes whose artifact fits the budget with the least harm."""
+) -> tuple[dict[str, Packed], bytes]:
+    """The codes whose artifact fits the budget with the least harm; and that, on rank 0."""
     model = trained.model
     mine = list(trained.sensitivities)[ranks.rank :: ranks.world]
     weights = dict(model.named_parameters())
     encode_all = _encoder(model, config)
-    coded, _ = fit_by_steps(
+    return fit_by_steps(
         curved_matrices(weights, trained.hessians, trained.sensitivities, mine),
         lambda coded: encode_all(pack_model(model, coded)),
         ranks,
@@ -138,4 +141,3 @@ def _fit_steps(
             f"budget_fit: round {number}, {size} of {budget} bytes"
         ),
     )
-    return coded

@@ -16,14 +16,16 @@ MOST_PER_BYTE = 64.0
 
 def fit_by_pruning(
     packed: Model, encode: Callable[[Model], bytes], *, budget: int
-) -> tuple[Model, int]:
-    """The tensors within `budget` bytes, codes of ±1 zeroed where they cost the least; how many.
+) -> tuple[Model, bytes, int]:
+    """The tensors within `budget` bytes, codes of ±1 zeroed where they cost the least; as bytes,
+    and how many codes.
 
     The record's method: four codes per byte too many, those of the smallest squared scale first,
     and as many again as the bytes still missing are found to take. Raises ArtifactError when no
     ±1 code is left to zero.
     """
-    size = len(encode(packed))
+    data = encode(packed)
+    size = len(data)
     pruned, per_byte = 0, float(PRUNED_PER_EXCESS_BYTE)
     while size > budget:
         packed, done = prune(packed, round(per_byte * (size - budget)))
@@ -33,10 +35,11 @@ def fit_by_pruning(
                 "and nothing is left to prune; make the model smaller"
             )
         pruned += done
-        before, size = size, len(encode(packed))
+        data = encode(packed)
+        before, size = size, len(data)
         # What a byte takes with these codes and this codec is known now, and not less than that.
         per_byte = max(per_byte, pruned_per_byte(done, before - size))
-    return packed, pruned
+    return packed, data, pruned
 
 
 def pruned_per_byte(codes: int, saved: int) -> float:

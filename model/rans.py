@@ -24,6 +24,7 @@ ALL_SPREADS = range(SPREADS[0], SPREADS[1] + 1)
 QUARTERS = 4
 CODES_AT_ONCE = 1 << 20
 SYMMETRIC = 127
+LIBRARY_ERRORS = ("ValueError", "PanicException")
 
 Codes = Mapping[str, tuple[np.ndarray, np.ndarray | None]]  # int8 [rows, cols], column steps
 Slices = tuple[slice, slice]
@@ -130,11 +131,18 @@ def rans_encode(codes: Codes) -> tuple[bytes, bytes]:
 
 def rans_decode(codes: Codes, tables: bytes, words: bytes) -> None:
     """Fill in the codes from what `rans_encode` wrote. Raises RansError."""
-    planes, offset = _read_spreads(codes, tables)
     try:
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
-    except ValueError as error:
+        _decode_planes(codes, tables, words)
+    except BaseException as error:
+        # What goes wrong inside of constriction is a panic: no Exception, and not to be imported.
+        if isinstance(error, RansError) or type(error).__name__ not in LIBRARY_ERRORS:
+            raise
         raise RansError(f"the coded words are damaged: {error}") from error
+
+
+def _decode_planes(codes: Codes, tables: bytes, words: bytes) -> None:
+    planes, offset = _read_spreads(codes, tables)
+    coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
     found = {name: np.empty_like(plane.codes) for name, plane in planes.items()}
     for spread in ALL_SPREADS:
         count = sum(part.size for part in _parts_of(found, planes, spread))

@@ -52,15 +52,17 @@ class Curved:
         middle = col_log.mean()
         # An estimate from few batches exaggerates: half way to the matrix's mean is nearer.
         mean = row_curvature.mean()
-        matters = bool(mean > 0)
+        squares = weight.square().mean()
+        matters = bool(mean > 0) and bool(squares > 0)
         mean = mean.clamp_min(torch.finfo(torch.float32).tiny)
-        half_way = (row_curvature.clamp_min(mean * LEAST) * mean).sqrt()
+        # The roots apart: the product of two small numbers may be none.
+        half_way = row_curvature.clamp_min(mean * LEAST).sqrt() * mean.sqrt()
         return cls(
             weight=weight,
             factor=factor,
             row_log=middle - half_way.log2() / 2 + _apart(len(weight)).to(weight.device),
             col_log=col_log - middle,
-            spread=float(weight.square().mean().clamp_min(1e-30).log2()) / 2,
+            spread=float(squares.clamp_min(1e-30).log2()) / 2,
             matters=matters,
         )
 
@@ -125,7 +127,9 @@ def curved_matrices(
                 factors[hessian] = Factor.of(hessian)
             factor, trace = factors[hessian], hessian.diagonal().sum()
             # What multiplies an input that never fired does not matter, and zeros are the cheapest.
-            weight = weight * (hessian.diagonal() != 0)
+            unused = hessian.diagonal() == 0
+            weight = weight.masked_fill(unused, 0.0) if unused.any() else weight
+        trace = trace.clamp_min(torch.finfo(torch.float32).tiny)
         found[name] = Curved.of(weight, factor, gradients.rows / trace)
     return found
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +25,8 @@ from model.ranks import Ranks
 from model.report import Report
 from model.shards import load_val_tokens, val_files
 from model.tokens import load_token_bytes
+
+TELL_SECONDS = 1.0
 
 
 @dataclass(kw_only=True)
@@ -68,7 +73,7 @@ class Validation:
             batch_tokens=self.config.val_batch_tokens,
             ranks=self.ranks,
             subset_tokens=self.config.eval_subset_tokens,
-            on_progress=lambda done: self.report.event("eval", metric=metric, progress=done),
+            on_progress=self._teller(metric),
         )
         facts = {"val_loss": score.val_loss, "val_bpb": score.val_bpb}
         self.report.event("val", step=step, metric=metric, eval_time_s=score.seconds, **facts)
@@ -94,6 +99,18 @@ class Validation:
             f"{step}/{self.config.iterations} val_loss: {score.val_loss:.4f} "
             f"val_bpb: {score.val_bpb:.4f}"
         )
+
+    def _teller(self, metric: str) -> Callable[[float], None]:
+        """Says how much is done, at most once a second: a GPU waits for nothing between batches."""
+        told_at = -math.inf
+
+        def tell(done: float) -> None:
+            nonlocal told_at
+            if time.monotonic() - told_at >= TELL_SECONDS or done == 1:
+                told_at = time.monotonic()
+                self.report.event("eval", metric=metric, progress=done)
+
+        return tell
 
     def _stride(self, sliding: bool) -> int:
         return self.config.eval_stride if sliding else self.config.eval_seq_len

@@ -125,8 +125,8 @@ class Slot:
             self.shipment = Shipment(attempt, self._call)
             try:
                 directory = self.shipment.begin()
-            except ray.exceptions.RayError:
-                # It has no space, or it has died since: the call below fails alike, and says so.
+            except (OSError, ray.exceptions.RayError):
+                # No space at one end, or it has died since: the call below fails, and says so.
                 directory = ""
         request = dataclasses.replace(request, directory=directory)
         self.running = self.actor.run.remote(request, self.facts.gpus)
@@ -140,7 +140,7 @@ class Slot:
     def follow(self) -> None:
         """Bring what the run has written since to the driver's disk, where it is not there yet."""
         if self.running is not None and self.shipment is not None:
-            with contextlib.suppress(ray.exceptions.RayError):
+            with contextlib.suppress(OSError, ray.exceptions.RayError):
                 self.shipment.follow()
 
     def collect(self) -> None:
@@ -229,6 +229,8 @@ class Pool:
         except ray.exceptions.RayTaskError as error:
             # The slot is well, the launch was not: no space left, or no such program.
             slot.failure = str(error.cause)
+        except OSError as error:
+            slot.failure = f"its files cannot be brought home: {error}"
         except ray.exceptions.RayError as error:
             slot.failure = f"its slot was lost: {_last_line(error)}"
             slot.close()

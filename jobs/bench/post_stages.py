@@ -118,7 +118,7 @@ def prune_to_fit(job: Job, meter: Meter) -> Facts:
         sizes.append(len(data))
         return data
 
-    _, pruned = meter.time(lambda: fit_by_pruning(packed, packed_bytes, budget=budget))
+    _, _, pruned = meter.time(lambda: fit_by_pruning(packed, packed_bytes, budget=budget))
     packings = len(sizes) // len(meter.seconds)
     return {"budget": budget, "bytes": sizes[-1], "pruned": pruned, "packings": packings}
 
@@ -131,7 +131,7 @@ def fit_steps(job: Job, meter: Meter) -> Facts:
     budget = budget_near(job.config, len(job.load("brotli")))
     rounds: list[int] = []  # the sizes that were tried
 
-    def fit() -> tuple[dict[str, Packed], int]:
+    def fit() -> tuple[dict[str, Packed], bytes]:
         rounds.clear()
         return fit_by_steps(
             curved_matrices(weights, hessians, sensitivities, sensitivities),
@@ -141,16 +141,16 @@ def fit_steps(job: Job, meter: Meter) -> Facts:
             on_round=lambda _, size: rounds.append(size),
         )
 
-    coded, size = meter.time(fit, job.device)
+    coded, data = meter.time(fit, job.device)
     fitted = pack_model(model, coded)
     job.save("fitted", fitted)
-    pruned, count = fit_by_pruning(
+    pruned, _, count = fit_by_pruning(
         job.load("packed"), lambda packed: job.encode(packed, "rans"), budget=budget
     )
     errors = [curvature_error(weights, p, hessians, sensitivities) for p in (fitted, pruned)]
     return {
         "budget": budget,
-        "bytes": size,
+        "bytes": len(data),
         "rounds": len(rounds),
         "pruned": count,
         "pruned_bytes": len(job.encode(pruned, "rans")),

@@ -8,6 +8,14 @@ from model.config import Config
 from model.fields import ConfigError
 
 
+def test_an_echo_of_before_the_fit_is_read() -> None:
+    echo = Config(budget_fit="prune", compressor="brotli").echo()
+    for name in ("budget_fit", "sensitivity_sequences", "eval_subset_tokens"):
+        del echo[name]
+    config = Config.from_echo(echo)
+    assert (config.compressor, config.fits_steps) == ("brotli", False)
+
+
 def test_defaults_are_the_record() -> None:
     config = Config.from_env({})
     assert config == Config()

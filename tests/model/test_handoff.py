@@ -110,6 +110,12 @@ def test_packing_needs_no_data_and_again_is_harmless(
     assert capsys.readouterr().out == "already packed: STAGE=score is next\n"
     assert read_packed(tmp_path, checksum) == packed
 
+    # An artifact that is damaged is made again, as long as there is what it takes.
+    save_trained(tmp_path, trained)
+    (tmp_path / packed["artifact"]).write_bytes(b"")
+    pack(tmp_path)
+    assert read_artifact(tmp_path, read_packed(tmp_path, checksum)) == artifact
+
     # What another training left is packed anew.
     other = copy.deepcopy(trained.model)
     with torch.no_grad():

@@ -52,7 +52,9 @@ def packed() -> Model:
 def pruned(packed: Model) -> tuple[Model, int, int]:
     """Pruned to a budget: the tensors, how many codes, and the budget."""
     budget = len(encoded(packed)) - 300
-    return (*fit_by_pruning(packed, encoded, budget=budget), budget)
+    smaller, data, count = fit_by_pruning(packed, encoded, budget=budget)
+    assert data == encoded(smaller)
+    return smaller, count, budget
 
 
 def int6_pairs(before: Model, after: Model) -> list[tuple[Packed, Packed]]:
@@ -87,7 +89,7 @@ def test_the_cheapest_codes_go_first(packed: Model, pruned: tuple[Model, int, in
 
 def test_a_budget_that_is_met_already_changes_nothing(packed: Model) -> None:
     budget = len(encoded(packed))
-    same, count = fit_by_pruning(packed, encoded, budget=budget)
+    same, _, count = fit_by_pruning(packed, encoded, budget=budget)
     assert count == 0
     assert same is packed
 

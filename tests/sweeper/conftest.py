@@ -12,14 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import settings
 
 from sweeper.layout import AttemptDir
 from sweeper.spec import SweepSpec
-
-# On a busy machine any example may take long; that decides nothing.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 120.0
