@@ -143,9 +143,9 @@ def test_the_record_preset_goes_through_the_whole_line(train: Train, tmp_path: P
         recur_start_step=1,
         warmup_steps=1,
         val_loss_every=0,
+        sensitivity_sequences=2,
         max_wallclock_seconds=0,
         gptq_calibration_batches=2,
-        omp_num_threads=2,
     )
     assert done.returncode == 0, done.stderr
     assert done.result["model_params"] == 34_401_372
@@ -176,7 +176,7 @@ def test_lines_for_people_are_the_fields_own(train: Train) -> None:
     assert "  seed: 1337" in lines
     for start in (
         *("1/6 train_loss: ", "6/6 val_loss: ", "pre-quantization post-ema val_loss:"),
-        *("GPTQ:collected ", "Code size: ", "Total submission size int6+brotli: "),
+        *("GPTQ:collected ", "Code size: ", "Total submission size steps+"),
         *("final_int6_roundtrip val_loss:", "final_int6_sliding_window val_loss:"),
     ):
         assert any(line.startswith(start) for line in lines), start
