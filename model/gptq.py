@@ -27,6 +27,7 @@ LEAF = 8
 # What one batch of matrices may hold at work: small enough for a GPU beside the model, and for
 # a CPU's caches to matter.
 BATCH_BYTES = 96 << 20
+LEAST_BYTES = 1 << 20
 
 Coded = tuple[Tensor, Tensor]  # codes int8 [rows, cols], scales float16 [rows]
 
@@ -105,13 +106,17 @@ def quantize_all(
 
 
 def shape_batches(weights: Mapping[str, Tensor], names: Iterable[str]) -> Iterator[list[str]]:
-    """Names of matrices of one shape, as many together as a batch may hold."""
+    """Names of matrices of one shape, as many together as a batch may hold.
+
+    That is no more than the weights of all: the whole stays within three times as much.
+    """
     shape = {name: tuple(weights[name].shape) for name in names}
+    limit = min(BATCH_BYTES, max(LEAST_BYTES, sum(4 * weights[name].numel() for name in shape)))
     by_shape = sorted(shape, key=lambda name: shape[name])
     for (rows, cols), group in itertools.groupby(by_shape, lambda name: shape[name]):
         size = 4 * cols * (2 * cols + (1 + len(CLIP_QUANTILES)) * rows)
         members = list(group)
-        step = max(1, BATCH_BYTES // size)
+        step = max(1, limit // size)
         yield from (members[i : i + step] for i in range(0, len(members), step))
 
 

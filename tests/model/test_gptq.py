@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from model.gptq import (
     quantize_all,
     quantize_rows,
 )
-from tests.model.conftest import shared_data
+from tests.model.conftest import ROOT, shared_data
 
 
 def hessian_error(weight: Tensor, codes: Tensor, scales: Tensor, hessian: Tensor) -> float:
@@ -84,7 +86,7 @@ def test_many_at_once_are_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
     together = quantize_all(weights, hessians, done.append)
     assert list(together) == list(weights)
     assert done == [1 / 5, 4 / 5, 1.0]  # by shape
-    monkeypatch.setattr("model.gptq.BATCH_BYTES", 1)
+    monkeypatch.setattr("model.gptq.BATCH_BYTES", 1)  # each alone
     apart = quantize_all(weights, hessians)
     for name, (codes, scales) in together.items():
         for found in (apart[name], quantize(weights[name], hessians[name])):
@@ -179,3 +181,24 @@ def test_hessians_are_those_of_each_layers_inputs() -> None:
     assert len(x) == 2 * 3 * 2 * 16  # layer 1 is recurrent: it runs twice
     torch.testing.assert_close(hessians["blocks.1.mlp.fc.weight"], x.T @ x, rtol=1e-4, atol=1e-3)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_memory_stays_within_three_times_the_weights() -> None:
+    program = (
+        "import resource, torch\n"
+        "from model.gptq import quantize_all\n"
+        "torch.manual_seed(0)\n"
+        "def matrices(rows, cols, count):\n"
+        "    return {f'{rows} {i}': torch.randn(rows, cols) for i in range(count)}\n"
+        "weights = matrices(1024, 256, 16) | matrices(256, 1024, 16)\n"
+        "hessians = {n: torch.eye(w.size(1)) for n, w in weights.items()}\n"
+        "quantize_all(*({'warm': x[:64, :64]} for x in (weights['1024 0'], hessians['1024 0'])))\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "quantize_all(weights, hessians)\n"
+        "print((peak() - before) * 1024 / sum(w.nbytes for w in weights.values()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 0 < float(done.stdout) <= 3
