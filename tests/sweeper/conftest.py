@@ -8,13 +8,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from sweeper.layout import AttemptDir
+from sweeper.layout import AttemptDir, SweepDir
+from sweeper.ledger import Ledger
 from sweeper.spec import SweepSpec
+
+if TYPE_CHECKING:
+    from tests.sweeper.ray_helpers import Place
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 120.0
@@ -171,3 +175,33 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for process in left:
         process.kill()
     assert not named, f"still running after the test: {named}"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepDir:
+    sweep = SweepDir(tmp_path / "sweep")
+    sweep.path.mkdir()
+    return sweep
+
+
+@pytest.fixture
+def ledger(sweep: SweepDir) -> Iterator[Ledger]:
+    ledger = Ledger.open_for_writing(sweep.ledger, make_spec())
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """Where the sweeps of one module's tests are."""
+    from tests.sweeper.ray_helpers import a_place  # which takes its waiting from here
+
+    with a_place() as place:
+        yield place
+
+
+@pytest.fixture
+def quiet(place: Place) -> Iterator[None]:
+    """After the test nothing of its sweeps runs any more."""
+    yield
+    place.check_quiet()

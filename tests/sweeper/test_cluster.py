@@ -18,7 +18,6 @@ from tests.sweeper.ray_helpers import (
     Head,
     Place,
     a_head,
-    a_place,
     attempt_dir,
     attempts,
     check_finished,
@@ -32,22 +31,13 @@ from tests.sweeper.ray_helpers import (
 BIG = 20 << 20  # more than two chunks of what is copied at once
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with a_place() as place:
-        yield place
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
 def head(place: Place) -> Iterator[Head]:
     with a_head(place, cpus=2, gpus=8) as head:
         yield head
-
-
-@pytest.fixture(autouse=True)
-def quiet(place: Place) -> Iterator[None]:
-    yield
-    place.check_quiet()
 
 
 def test_eight_gpus_hold_one_run_of_eight_at_a_time(place: Place, head: Head) -> None:

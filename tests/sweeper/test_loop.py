@@ -31,7 +31,6 @@ from tests.sweeper.ray_helpers import (
     Head,
     Place,
     a_head,
-    a_place,
     attempt_dir,
     attempt_states,
     attempts,
@@ -46,22 +45,13 @@ TWO_TRIALS: dict[str, dict[str, object]] = {"few": {"ITERATIONS": 2}, "many": {"
 SIX_RUNS = {(trial, seed) for trial in TWO_TRIALS for seed in SEEDS}
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with a_place() as place:
-        yield place
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
 def head(place: Place) -> Iterator[Head]:
     with a_head(place, cpus=2, gpus=8) as head:
         yield head
-
-
-@pytest.fixture(autouse=True)
-def quiet(place: Place) -> Iterator[None]:
-    yield
-    place.check_quiet()
 
 
 # ---- a sweep that goes well, and what can be read of it

@@ -17,7 +17,6 @@ from tests.sweeper.ray_helpers import (
     Head,
     Place,
     a_head,
-    a_place,
     attempts,
     check_finished,
     most_at_once,
@@ -30,22 +29,13 @@ from tests.sweeper.ray_helpers import (
 PARTS = ("sweeper", "jobs", "model")
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with a_place() as place:
-        yield place
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
 def head(place: Place) -> Iterator[Head]:
     with a_head(place, cpus=2, gpus=8, dashboard=True) as head:
         yield head
-
-
-@pytest.fixture(autouse=True)
-def quiet(place: Place) -> Iterator[None]:
-    yield
-    place.check_quiet()
 
 
 @pytest.fixture(scope="module")

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from sweeper.agenda import waiting_jobs
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
 from sweeper.settle import recover
 from sweeper.stages import Stage
-from tests.sweeper.conftest import make_spec, result_facts
+from tests.sweeper.conftest import result_facts
 
 TRAIN, PACK, SCORE = Stage.TRAIN, Stage.PACK, Stage.SCORE
-
-
-@pytest.fixture
-def sweep(tmp_path: Path) -> SweepDir:
-    sweep = SweepDir(tmp_path / "sweep")
-    sweep.path.mkdir()
-    return sweep
-
-
-@pytest.fixture
-def ledger(sweep: SweepDir) -> Iterator[Ledger]:
-    ledger = Ledger.open_for_writing(sweep.ledger, make_spec())
-    yield ledger
-    ledger.close()
 
 
 def left_in(ledger: Ledger, sweep: SweepDir, run: int, *stages: Stage) -> AttemptDir:

@@ -21,7 +21,6 @@ from tests.sweeper.ray_helpers import (
     Head,
     Place,
     a_head,
-    a_place,
     arrival,
     attempt_dir,
     attempt_states,
@@ -38,10 +37,7 @@ ONE_GPU = {"gpus_per_run": 1, "processes_per_run": 1}
 BIG = 20 << 20  # more than two chunks of what is copied at once
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with a_place() as place:
-        yield place
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +45,6 @@ def head(place: Place) -> Iterator[Head]:
     """Room for one run of one GPU and for its packing beside it, or for three runs without."""
     with a_head(place, cpus=3, gpus=1) as head:
         yield head
-
-
-@pytest.fixture(autouse=True)
-def quiet(place: Place) -> Iterator[None]:
-    yield
-    place.check_quiet()
 
 
 def arrived(driver: Driver, board: Board, seed: int, stage: str) -> int:

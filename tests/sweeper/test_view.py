@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,10 @@ from sweeper.layout import SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
 from sweeper.stages import Stage
 from sweeper.view import PHASE_STARTS, Observer, RunView, SweepView, estimate_seconds_left
-from tests.sweeper.conftest import make_spec, result_facts
+from tests.sweeper.conftest import result_facts
 
 PENDING, RUNNING = RunState.PENDING, RunState.RUNNING
 FINISHED, FAILED = RunState.FINISHED, RunState.FAILED
-
-
-@pytest.fixture
-def sweep(tmp_path: Path) -> SweepDir:
-    sweep = SweepDir(tmp_path / "sweep")
-    sweep.path.mkdir()
-    return sweep
-
-
-@pytest.fixture
-def ledger(sweep: SweepDir) -> Iterator[Ledger]:
-    ledger = Ledger.open_for_writing(sweep.ledger, make_spec())
-    yield ledger
-    ledger.close()
 
 
 def launch(ledger: Ledger, sweep: SweepDir, number: int = 1) -> tuple[int, Path]:
