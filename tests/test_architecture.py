@@ -21,7 +21,8 @@ ONLY_IN = {"ray": "sweeper.cluster", "optuna": "sweeper.study"}
 MAY_IMPORT: dict[str, set[str]] = {
     "model.fields": set(),
     "model.recurrence": set(),
-    "model.config": {"model.fields", "model.recurrence"},
+    "model.presets": set(),
+    "model.config": {"model.fields", "model.presets", "model.recurrence"},
     "model.tokens": set(),
     "model.shards": set(),
     "model.report": {"model.export"},

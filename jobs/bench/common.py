@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.config import PRESETS
+from model.presets import PRESETS
 
 Result = TypeVar("Result")
 
