@@ -45,32 +45,67 @@ class _Table(BaseModel):
 
 
 class Workload(_Table):
-    """What a run executes, and how it is started."""
+    """What a run executes: a module that keeps the process contract, or any script.
+
+    A script runs from a copy in the run's own directory, with the files of `include` beside it;
+    what it knows of the contract is used, the rest is read from its log and its files.
+    """
 
     module: str = Field("model.train", pattern=r"^[A-Za-z_][\w.]*$")
+    script: str | None = Field(None, min_length=1)
+    include: tuple[str, ...] = Field((), strict=False)
+    arguments: tuple[str, ...] = Field((), strict=False)
     launch: Literal["torchrun", "exec"] = "torchrun"
+
+    @model_validator(mode="after")
+    def _check(self) -> Workload:
+        if self.script is not None and "module" in self.model_fields_set:
+            raise ValueError("workload: give either script or module, not both")
+        if self.include and self.script is None:
+            raise ValueError("workload.include: only for a script; a module brings its package")
+        return self
 
 
 class Resources(_Table):
-    """What one run holds while it works."""
+    """What one run holds while it works, over all of its nodes."""
 
     gpus_per_run: int = Field(8, ge=0)
     cpus_per_run: int = Field(1, ge=1)
     processes_per_run: int | None = Field(None, ge=1)
+    nodes_per_run: int = Field(1, ge=1)
+    accelerator: str | None = Field(None, min_length=1)  # as Ray names the type: H100, A100
     max_parallel: int | None = Field(None, ge=1)
 
     @property
     def processes(self) -> int:
-        """Ranks of a run: one per GPU unless said otherwise."""
-        return self.processes_per_run or max(1, self.gpus_per_run)
+        """Ranks of a run: one per GPU unless said otherwise, one per node at least."""
+        return self.processes_per_run or max(self.nodes_per_run, self.gpus_per_run)
+
+    @model_validator(mode="after")
+    def _check(self) -> Resources:
+        nodes = self.nodes_per_run
+        for name in ("gpus_per_run", "cpus_per_run", "processes_per_run"):
+            amount = getattr(self, name)
+            if amount is not None and amount % nodes:
+                raise ValueError(
+                    f"resources.{name}: {amount} cannot be shared out evenly over nodes_per_run = "
+                    f"{nodes}"
+                )
+        return self
 
 
 class Limits(_Table):
-    """How long things may take, in seconds."""
+    """How long things may take, in seconds, and how often they are tried.
+
+    `stall_seconds`: without an event and without growth of a log for so long, a run is taken for
+    hung; 0 waits for ever; by default it depends on the phase (sweeper/stall.py).
+    """
 
     max_seconds: float | None = Field(None, gt=0)
+    stall_seconds: float | None = Field(None, ge=0)
     grace_seconds: float = Field(10.0, ge=0)
     max_attempts: int = Field(2, ge=1)
+    backoff_seconds: float = Field(5.0, ge=0)  # before the second attempt; doubled for each further
 
 
 class Packing(_Table):
@@ -84,6 +119,29 @@ class Budget(_Table):
     """What an artifact may weigh."""
 
     max_bytes: int = Field(16_000_000, gt=0)
+
+
+class Disk(_Table):
+    """What is kept on the sweep's disk, and how much room there has to be on it.
+
+    `remove` are files of a run, by patterns, that go once it has finished; `reserve_bytes` stay
+    free beside what a run is expected to write.
+    """
+
+    remove: tuple[str, ...] = Field(("checkpoint.pt",), strict=False)
+    reserve_bytes: int = Field(256 << 20, ge=0)
+
+
+class Storage(_Table):
+    """Where the results go as well, as soon as a run is over: a path or any fsspec URL."""
+
+    url: str = Field(min_length=1)
+
+
+class Cost(_Table):
+    """What a GPU costs, so that a sweep can say what it has cost."""
+
+    usd_per_gpu_hour: float = Field(gt=0)
 
 
 class TrialSpec(_Table):
@@ -105,7 +163,11 @@ class SweepSpec(_Table):
     limits: Limits = Limits()
     packing: Packing | None = None
     budget: Budget = Budget()
+    disk: Disk = Disk()
+    storage: Storage | None = None
+    cost: Cost | None = None
     env: Env = {}
+    process_env: Env = {}  # for the processes, not settings of the run: NCCL_DEBUG and the like
     trials: tuple[TrialSpec, ...] = Field(alias="trial", min_length=1, strict=False)
 
     @model_validator(mode="after")
@@ -117,7 +179,11 @@ class SweepSpec(_Table):
         for name, count in names.items():
             if count > 1:
                 raise ValueError(f"trial: two trials are called {name!r}; name them apart")
-        for where, env in [("env", self.env), *((f"trial {t.name!r}", t.env) for t in self.trials)]:
+        both = sorted(self.process_env.keys() & self.env.keys())
+        if both:
+            raise ValueError(f"process_env: {both[0]} stands under [env] as well")
+        tables = [("env", self.env), ("process_env", self.process_env)]
+        for where, env in [*tables, *((f"trial {t.name!r}", t.env) for t in self.trials)]:
             for name in RESERVED.keys() & env.keys():
                 raise ValueError(f"{where}: {name} is set by the sweeper; use {RESERVED[name]}")
         self._check_trials_differ()
@@ -136,7 +202,14 @@ class SweepSpec(_Table):
 
     def config_hash(self, trial: TrialSpec) -> str:
         """Identity of a trial: what it executes and with which hyperparameters."""
-        facts = {"env": self.trial_env(trial), "workload": self.workload.model_dump()}
+        # Added later, so left out where they are not used: sweeps made before keep their identity.
+        work = self.workload
+        workload: dict[str, Any] = {"module": work.module, "launch": work.launch}
+        if work.script is not None:
+            workload["script"] = [Path(file).name for file in (work.script, *work.include)]
+        if work.arguments:
+            workload["arguments"] = work.arguments
+        facts = {"env": self.trial_env(trial), "workload": workload}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -177,16 +250,24 @@ def load_spec(
 def resolve_paths(spec: SweepSpec, base: Path) -> SweepSpec:
     """The spec with absolute paths in place of relative ones."""
 
+    def absolute(path: str) -> str:
+        return str((base / path).absolute())
+
     def resolve(env: Env) -> Env:
         return {
-            name: str((base / value).absolute())
+            name: absolute(value)
             if PATH_NAME.fullmatch(name) and isinstance(value, str) and value not in ("", "none")
             else value
             for name, value in env.items()
         }
 
     trials = tuple(t.model_copy(update={"env": resolve(t.env)}) for t in spec.trials)
-    return spec.model_copy(update={"env": resolve(spec.env), "trials": trials})
+    work = spec.workload
+    if work.script is not None:
+        files = {"script": absolute(work.script), "include": tuple(map(absolute, work.include))}
+        work = work.model_copy(update=files)
+    updated = {"env": resolve(spec.env), "trials": trials, "workload": work}
+    return spec.model_copy(update=updated)
 
 
 def _explain(detail: ErrorDetails) -> str:
@@ -232,6 +313,9 @@ def _suggest(where: list[Any]) -> str:
         "limits": Limits,
         "packing": Packing,
         "budget": Budget,
+        "disk": Disk,
+        "storage": Storage,
+        "cost": Cost,
         "trial": TrialSpec,
     }
     table = tables.get(str(where[0]), SweepSpec) if len(where) > 1 else SweepSpec
