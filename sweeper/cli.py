@@ -7,7 +7,13 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from sweeper import cli_jobs
+
+if TYPE_CHECKING:
+    from sweeper.layout import SweepDir
+    from sweeper.spec import SweepSpec
 
 # Exit codes, for scripts.
 OK, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -24,9 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", help="run a sweep, or what is left of it")
     command.add_argument("spec", type=Path, metavar="SPEC", help="a .toml file, see jobs/specs/")
-    command.add_argument("--address", help="a running Ray cluster (default: $RAY_ADDRESS, or none)")
-    command.add_argument("--num-cpus", type=int, metavar="N", help="of the Ray started here")
-    command.add_argument("--num-gpus", type=int, metavar="N", help="of the Ray started here")
+    command.add_argument(
+        "--extend", action="store_true", help="the spec has more seeds or trials than the sweep"
+    )
     command.add_argument(
         "--env",
         type=_setting,
@@ -35,8 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="one more setting for all trials, as DATA_DIR=/big/disk/data",
     )
+    _add_cluster(command)
     _add_root(command)
     command.set_defaults(run=run)
+
+    command = commands.add_parser("resume", help="go on with a sweep, by its name alone")
+    command.add_argument("name", metavar="NAME")
+    _add_cluster(command)
+    _add_root(command)
+    command.set_defaults(run=resume)
 
     command = commands.add_parser("status", help="how a sweep stands, while it runs or after")
     command.add_argument("name", metavar="NAME")
@@ -50,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_root(command)
     command.set_defaults(run=report)
 
+    cli_jobs.add(commands)
+
     command = commands.add_parser(
         "data", help="make or fetch a data set: sample, prepare, fetch", add_help=False
     )
@@ -60,6 +75,18 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="FILE.py", default=Path("train_gpt.py"))
     command.set_defaults(run=export_script)
     return parser
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--address", help="a running Ray cluster (default: $RAY_ADDRESS, or none)")
+    command.add_argument("--num-cpus", type=int, metavar="N", help="of the Ray started here")
+    command.add_argument("--num-gpus", type=int, metavar="N", help="of the Ray started here")
+    command.add_argument(
+        "--stop-seconds",
+        type=float,
+        metavar="S",
+        help="what there is to end in after an interrupt (default: the spec's grace_seconds)",
+    )
 
 
 def _add_root(command: argparse.ArgumentParser) -> None:
@@ -87,14 +114,39 @@ def _version() -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     from sweeper.layout import SweepDir, root_from
-    from sweeper.ledger import RunState
-    from sweeper.loop import run_sweep
-    from sweeper.progress import Progress, say
     from sweeper.spec import load_spec
 
     spec = load_spec(arguments.spec, env=dict(arguments.env))
     sweep = SweepDir(root_from(arguments.root) / spec.name)
+    text = arguments.spec.read_text(encoding="utf-8")
+    return _drive(arguments, spec, sweep, spec_text=text, extend=arguments.extend)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    from contextlib import closing
+
+    from sweeper.layout import SweepDir, root_from
+    from sweeper.ledger import Ledger
+
+    sweep = SweepDir(root_from(arguments.root) / arguments.name)
+    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
+        spec = ledger.spec
+    return _drive(arguments, spec, sweep)
+
+
+def _drive(
+    arguments: argparse.Namespace,
+    spec: SweepSpec,
+    sweep: SweepDir,
+    *,
+    spec_text: str = "",
+    extend: bool = False,
+) -> int:
+    """Run what is left of a sweep, and print its results."""
     from sweeper.cluster import ClusterOptions
+    from sweeper.ledger import RunState
+    from sweeper.loop import run_sweep
+    from sweeper.progress import Progress, say
 
     options = ClusterOptions(
         address=arguments.address, num_cpus=arguments.num_cpus, num_gpus=arguments.num_gpus
@@ -104,11 +156,13 @@ def run(arguments: argparse.Namespace) -> int:
             spec,
             sweep,
             options,
-            spec_text=arguments.spec.read_text(encoding="utf-8"),
+            spec_text=spec_text,
             progress=Progress(),
+            extend=extend,
+            stop_seconds=arguments.stop_seconds,
         )
     except KeyboardInterrupt:
-        say(f"stopped; `sweeper run {arguments.spec}` goes on where it was")
+        say(f"stopped; `sweeper resume {spec.name}` goes on where it was")
         return INTERRUPTED
     from sweeper.aggregate import report, write_report
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import secrets
 import signal
@@ -23,8 +24,9 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
-from sweeper.errors import UserError
+from sweeper.errors import UnreachableError, UserError
 from sweeper.launch import LaunchRequest, RunningAttempt
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.shipping import Scratch, Shipment
@@ -34,6 +36,11 @@ from sweeper.spec import SweepSpec
 SLOT_THREADS = 8
 CALL_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
+JOB_ANSWER_SECONDS = 300.0
+TOKEN_ADVICE = (
+    "take the head node's (`ray get-auth-token` there) and give it as RAY_AUTH_TOKEN, or in a file "
+    "by RAY_AUTH_TOKEN_PATH or at ~/.ray/auth_token, with RAY_AUTH_MODE=token"
+)
 # So many slots in a row that could not begin are no accident of one host.
 MAX_FAILED_OPENINGS = 3
 
@@ -81,12 +88,15 @@ class SlotActor(Scratch):
             sees_driver_disk=seen,
         )
 
-    def run(self, request: LaunchRequest, gpus: tuple[str, ...]) -> None:
-        """Launch the attempt and return when nothing of it runs any more."""
+    def run(self, request: LaunchRequest, gpus: tuple[str, ...]) -> str | None:
+        """Launch the attempt and return when nothing of it runs any more; why it was ended as hung.
+
+        That is None where it was not.
+        """
         if not request.directory:
             raise OSError("no directory with what the run needs could be made on its host")
         self._running = RunningAttempt(request, gpus)
-        self._running.wait()
+        return self._running.wait()
 
     def stop(self) -> None:
         """Ask the run at work, if any, to end itself within its grace."""
@@ -109,17 +119,24 @@ class Slot:
     shipment: Shipment | None = None  # None where the slot sees the driver's disk
     running: Any = None
     failure: str | None = None  # why the last run could not be launched, or its slot was lost
+    node_lost: bool = False  # it was lost with its whole node
+    hung: str | None = None  # why the last run was taken for hung
 
     @property
     def idle(self) -> bool:
         return self.facts is not None and self.running is None
+
+    @property
+    def node(self) -> str:
+        """Ray's name of the node that it is on; empty while it waits for a place."""
+        return "" if self.facts is None else self.facts.node
 
     def start(self, request: LaunchRequest, attempt: AttemptDir) -> None:
         """Begin a run or a stage of it; its files appear in the attempt's directory as it works."""
         assert self.idle
         assert self.facts is not None
         attempt.path.mkdir(parents=True, exist_ok=True)
-        self.shipment, self.failure = None, None
+        self.shipment, self.failure, self.hung = None, None, None
         directory = str(attempt.path)
         if not self.facts.sees_driver_disk:
             self.shipment = Shipment(attempt, self._call)
@@ -128,6 +145,8 @@ class Slot:
             except (OSError, ray.exceptions.RayError):
                 # No space at one end, or it has died since: the call below fails, and says so.
                 directory = ""
+            # On its own disk the stage's events are the first.
+            request = dataclasses.replace(request, events_from=0)
         request = dataclasses.replace(request, directory=directory)
         self.running = self.actor.run.remote(request, self.facts.gpus)
 
@@ -164,27 +183,40 @@ class Pool:
     asked: dict[str, int]
     advice: str  # what to lower where there is no room for one
     nonce: tuple[str, str]  # a file of the driver's and its content
-    most: int = sys.maxsize  # slots that it may have; fewer once the cluster cannot hold them
+    most: int = sys.maxsize  # slots that it may have
     slots: list[Slot] = field(default_factory=list)
+    quarantined: dict[str, str] = field(default_factory=dict)  # node -> host, shared by all pools
     _failed_openings: int = 0
+    _works: int | None = None  # slots that could begin, where others could not
+    _alive: frozenset[str] = frozenset()
 
     @property
     def opening(self) -> bool:
         """Whether a slot waits for its place."""
         return any(slot.facts is None for slot in self.slots)
 
+    @property
+    def nodes(self) -> set[str]:
+        """The nodes on which there are slots."""
+        return {slot.node for slot in self.slots if slot.facts is not None}
+
     def capacity(self) -> int:
         """How many slots the cluster's nodes hold at once, were nothing else on them.
 
-        Raises UserError when there is room for none.
+        Nodes in quarantine do not count. Raises UserError when there is room for none.
         """
         nodes = [node for node in ray.nodes() if node["Alive"]]
+        alive = frozenset(node["NodeID"] for node in nodes)
+        if alive != self._alive:
+            # What could not begin before may begin on the nodes of today.
+            self._alive, self._works, self._failed_openings = alive, None, 0
         fits = [
             min(int(node["Resources"].get(name, 0) // n) for name, n in self.asked.items())
             for node in nodes
+            if node["NodeID"] not in self.quarantined
         ]
         if sum(fits) > 0:
-            return sum(fits)
+            return sum(fits) if self._works is None else min(sum(fits), self._works)
         if not nodes:
             raise UserError("the cluster has lost its nodes; run the sweep again to go on")
         has = [
@@ -205,15 +237,30 @@ class Pool:
             num_gpus=self.asked.get("GPU", 0),
             max_concurrency=SLOT_THREADS,
             max_restarts=0,
+            **self._where(),
         )(SlotActor)
         while len(self.slots) < min(count, self.most):
             actor = remote.remote()
             self.slots.append(Slot(actor=actor, opening=actor.describe.remote(*self.nonce)))
 
+    def _where(self) -> dict[str, Any]:
+        """Options that keep a slot off the nodes in quarantine."""
+        if not self.quarantined:
+            return {}
+        off = NotIn(*self.quarantined)
+        strategy = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": off})
+        return {"scheduling_strategy": strategy}
+
     def shrink(self, count: int) -> None:
         """Give idle or waiting slots back until at most `count` are left."""
         spare = [slot for slot in self.slots if slot.running is None][: len(self.slots) - count]
         for slot in spare:
+            slot.close()
+            self.slots.remove(slot)
+
+    def leave(self, node: str) -> None:
+        """Close the idle slots on a node."""
+        for slot in [slot for slot in self.slots if slot.node == node and slot.running is None]:
             slot.close()
             self.slots.remove(slot)
 
@@ -223,6 +270,7 @@ class Pool:
         try:
             answer = ray.get(future)
             if ended:
+                slot.hung = answer
                 slot.collect()
             else:
                 slot.facts, self._failed_openings = answer, 0
@@ -232,12 +280,16 @@ class Pool:
         except OSError as error:
             slot.failure = f"its files cannot be brought home: {error}"
         except ray.exceptions.RayError as error:
-            slot.failure = f"its slot was lost: {_last_line(error)}"
+            slot.node_lost = _is_node_lost(slot.node, error)
+            what = "node" if slot.node_lost else "slot"
+            slot.failure = f"its {what} was lost: {_last_line(error)}"
             slot.close()
             self.slots.remove(slot)
             if not ended:
                 self._count_failed_opening(error)
         slot.running = None
+        if slot.node in self.quarantined:
+            self.leave(slot.node)
         return ended
 
     def _count_failed_opening(self, error: Exception) -> None:
@@ -246,7 +298,7 @@ class Pool:
             return
         if any(slot.facts is not None for slot in self.slots):
             # Some node is unfit; the slots that work elsewhere go on without it.
-            self.most = len(self.slots)
+            self.most = self._works = len(self.slots)
         else:
             raise UserError(
                 f"Ray cannot start a slot on this cluster: {_last_line(error)}. Its nodes need "
@@ -274,6 +326,7 @@ class Cluster:
         self.packing = self.runs
         if spec.packing is not None:
             self.packing = Pool("packing", {"CPU": spec.packing.cpus}, "packing.cpus", nonce)
+            self.packing.quarantined = self.runs.quarantined
 
     @property
     def pools(self) -> list[Pool]:
@@ -301,6 +354,23 @@ class Cluster:
             slot.close()
         ray.shutdown()
         self._sweep.nonce.unlink(missing_ok=True)
+
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """The nodes that take no more runs, and their hosts."""
+        return self.runs.quarantined
+
+    def usable_nodes(self) -> set[str]:
+        """The nodes with slots that take runs."""
+        return {node for pool in self.pools for node in pool.nodes} - self.quarantined.keys()
+
+    def quarantine(self, node: str) -> str:
+        """Let a node take no more runs: its slots are closed once idle. Returns its host's name."""
+        hosts = [slot.facts.host for slot in self.slots if slot.facts and slot.node == node]
+        self.quarantined[node] = hosts[0] if hosts else node[:12]
+        for pool in self.pools:
+            pool.leave(node)
+        return self.quarantined[node]
 
     def wait(self, seconds: float) -> list[Slot]:
         """The slots whose runs have ended, as soon as there is one, at the latest after `seconds`.
@@ -350,6 +420,14 @@ class Cluster:
             raise UserError(f"no Ray cluster answers at {address}: {_last_line(error)}") from error
 
 
+def _is_node_lost(node: str, error: ray.exceptions.RayError) -> bool:
+    """Whether a slot that has died went with its whole node."""
+    if getattr(error, "preempted", False) or "node has died" in str(error):
+        return True
+    alive = {facts["NodeID"]: facts["Alive"] for facts in ray.nodes()}
+    return bool(node) and not alive.get(node, False)
+
+
 @contextmanager
 def _kept_sigterm() -> Iterator[None]:
     """Keep this process's handler of SIGTERM, which `ray.init` replaces by one that just exits."""
@@ -374,3 +452,35 @@ def _check_answers(address: str) -> None:
 def _last_line(error: Exception) -> str:
     """What an error of Ray comes down to: many hold a whole traceback as text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
+
+
+def job_client(address: str) -> Any:
+    """Ray's client of the job server at a dashboard's URL; each request has its time.
+
+    What keeps it from its work is a UserError in one line: a token that is lacking or refused, a
+    server that is none of Ray's; UnreachableError where nothing answers.
+    """
+    import requests
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # ray is not typed
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            limits = {"timeout": (CONNECT_SECONDS, JOB_ANSWER_SECONDS)}
+            try:
+                return super()._do_request(*arguments, **(limits | options))
+            except ray.exceptions.AuthenticationError as error:
+                refused = "refuses the token" if "failed" in error.message else "asks for a token"
+                raise UserError(f"{address} {refused}; {TOKEN_ADVICE}") from None
+            except requests.RequestException as error:
+                raise UnreachableError(f"{address} does not answer: {_last_line(error)}") from error
+
+    _check_answers(address)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # Ray would take these over what is given.
+    given = {name: os.environ.pop(name, None) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
+    try:
+        return Client(address)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{address} is no dashboard of Ray: {_last_line(error)}") from error
+    finally:
+        os.environ.update({name: text for name, text in given.items() if text is not None})

@@ -11,16 +11,20 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sweeper.errors import UserError
-from sweeper.schema import SCHEMA, SCHEMA_VERSION, STAGES, STAGES_OF_VERSION_1
+from sweeper.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, VIEWS
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
+
+T = TypeVar("T")
+# What SQLite says when there is no room left: SQLITE_FULL, SQLITE_IOERR_WRITE and the like.
+NO_ROOM = ("database or disk is full", "disk I/O error")
 
 
 class RunState(enum.StrEnum):
@@ -48,6 +52,9 @@ class AttemptState(enum.StrEnum):
     TIMED_OUT = "timed_out"
     STOPPED = "stopped"
     LOST = "lost"
+    STALLED = "stalled"
+    NODE_LOST = "node_lost"
+    NO_SPACE = "no_space"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +129,27 @@ class StageRow:
         return self.seconds * len([gpu for gpu in self.gpus.split(",") if gpu])
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoteRow:
+    """What has happened to a sweep beside its runs: `kind` is quarantine, pause, stall, …"""
+
+    t: float
+    kind: str
+    text: str
+
+
 class Ledger:
     """A sweep's ledger. `open_for_writing` makes or continues one, `open_for_reading` looks."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._db.row_factory = sqlite3.Row
+        # What to do when the disk is full: return to try again, or raise.
+        self.on_no_room: Callable[[sqlite3.OperationalError], None] | None = None
 
     @classmethod
-    def open_for_writing(cls, path: Path, spec: SweepSpec) -> Ledger:
-        """The sweep's ledger, made if there is none.
+    def open_for_writing(cls, path: Path, spec: SweepSpec, *, extend: bool = False) -> Ledger:
+        """The sweep's ledger, made if there is none; with `extend`, new trials and seeds are added.
 
         The caller holds the sweep's lock. Raises UserError when the ledger is of another spec.
         """
@@ -141,10 +159,12 @@ class Ledger:
         ledger._db.execute("PRAGMA foreign_keys = ON")
         if ledger._schema_version() == 0:
             ledger._create(spec)
-        if ledger._schema_version() == 1:
-            ledger._migrate()
+        ledger._migrate()
         ledger._check_schema(path)
+        if extend:
+            ledger._extend(spec)
         ledger._check_spec(spec)
+        ledger._adopt(spec)
         return ledger
 
     @classmethod
@@ -153,10 +173,11 @@ class Ledger:
         if not path.is_file():
             raise UserError(f"{path.parent}: no sweep there; see `sweeper run`, or give --root")
         ledger = cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
-        if ledger._schema_version() == 1:
-            ledger._db.execute(f"CREATE TEMP VIEW stages AS {STAGES_OF_VERSION_1}")
-        else:
+        views = VIEWS.get(ledger._schema_version())
+        if views is None:
             ledger._check_schema(path)
+        for view in views or ():
+            ledger._db.execute(view)
         return ledger
 
     def close(self) -> None:
@@ -184,11 +205,25 @@ class Ledger:
         rows = self._db.execute("SELECT * FROM runs ORDER BY id")
         return [RunRow(**(dict(row) | {"state": RunState(row["state"])})) for row in rows]
 
-    def attempts(self, run: int | None = None) -> list[AttemptRow]:
-        """All attempts in order, or those of one run."""
-        where, values = ("", ()) if run is None else ("WHERE run = ?", (run,))
-        rows = self._db.execute(f"SELECT * FROM attempts {where} ORDER BY id", values)
+    def attempts(
+        self, run: int | None = None, state: AttemptState | None = None
+    ) -> list[AttemptRow]:
+        """All attempts in order, or those of one run, or in one state."""
+        rows = self._db.execute(
+            "SELECT * FROM attempts WHERE run IS coalesce(?, run) AND state IS coalesce(?, state)"
+            " ORDER BY id",
+            (run, state),
+        )
         return [_attempt(row) for row in rows]
+
+    def attempt(self, identity: int) -> AttemptRow:
+        """One attempt."""
+        row = self._db.execute("SELECT * FROM attempts WHERE id = ?", (identity,)).fetchone()
+        return _attempt(row)
+
+    def attempt_numbers(self) -> dict[int, int]:
+        """How many attempts have been made, by run; those without one are left out."""
+        return dict(self._db.execute("SELECT run, max(number) FROM attempts GROUP BY run"))
 
     def stages(self, attempt: int | None = None) -> list[StageRow]:
         """All launches of stages in order, or those of one attempt."""
@@ -196,7 +231,19 @@ class Ledger:
         rows = self._db.execute(f"SELECT * FROM stages {where} ORDER BY id", values)
         return [StageRow(**(dict(row) | {"stage": Stage(row["stage"])})) for row in rows]
 
+    def notes(self) -> list[NoteRow]:
+        """What has happened beside the runs, in order."""
+        return [NoteRow(**dict(row)) for row in self._db.execute("SELECT * FROM notes ORDER BY t")]
+
     # ---- what happens
+
+    def note(self, kind: str, text: str) -> None:
+        """Record what happened to the sweep beside its runs."""
+        self._write(
+            lambda: self._db.execute(
+                "INSERT INTO notes VALUES (?, ?, ?)", (time.time(), kind, text)
+            )
+        )
 
     def launched(
         self,
@@ -210,7 +257,8 @@ class Ledger:
         stage: Stage = Stage.ALL,
     ) -> int:
         """Record an attempt and the launch of its first stage, before it is made; its id."""
-        with self._transaction():
+
+        def write() -> int:
             attempt = self._insert(
                 "INSERT INTO attempts (run, number, state, path, host, gpus, code, launched)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -218,15 +266,20 @@ class Ledger:
             )
             self._insert_stage(attempt, stage, host, gpus, 0)
             self._set_run(run.id, RunState.RUNNING)
-        return attempt
+            return attempt
+
+        return self._write(write)
 
     def stage_launched(
         self, attempt: AttemptRow, stage: Stage, *, host: str, gpus: str, events_from: int
     ) -> None:
         """Record the launch of one more stage of an attempt, before it is made."""
-        with self._transaction():
+
+        def write() -> None:
             self._insert_stage(attempt.id, stage, host, gpus, events_from)
             self._set_run(attempt.run, RunState.RUNNING)
+
+        self._write(write)
 
     def stage_ended(
         self,
@@ -237,8 +290,7 @@ class Ledger:
         at: float | None = None,
     ) -> None:
         """Record the end of an attempt's stage at work, now or earlier; the attempt goes on."""
-        with self._transaction():
-            self._end_stage(attempt, at or time.time(), exit_code, message)
+        self._write(lambda: self._end_stage(attempt, at or time.time(), exit_code, message))
 
     def ended(
         self,
@@ -254,7 +306,8 @@ class Ledger:
     ) -> None:
         """Record how an attempt ended, with its stage at work, and what becomes of its run."""
         now = time.time()
-        with self._transaction():
+
+        def write() -> None:
             self._end_stage(attempt, at or now, exit_code, message)
             self._db.execute(
                 "UPDATE attempts SET state = ?, ended = ?, exit_code = ?, message = ?,"
@@ -267,20 +320,15 @@ class Ledger:
             (run,) = self._db.execute("SELECT run FROM attempts WHERE id = ?", (attempt,))
             self._set_run(run["run"], run_state)
 
+        self._write(write)
+
     def reopen_failed(self) -> int:
         """Make failed runs pending again, for a sweep that is started once more; how many."""
-        with self._transaction():
-            cursor = self._db.execute(
-                "UPDATE runs SET state = ? WHERE state = ?", (RunState.PENDING, RunState.FAILED)
-            )
-        return cursor.rowcount
+        return self._write(lambda: self._turn(RunState.FAILED, RunState.PENDING))
 
     def pause(self) -> None:
         """Make every run that is under way wait for the sweep to go on; its attempt stays open."""
-        with self._transaction():
-            self._db.execute(
-                "UPDATE runs SET state = ? WHERE state = ?", (RunState.PENDING, RunState.RUNNING)
-            )
+        self._write(lambda: self._turn(RunState.RUNNING, RunState.PENDING))
 
     # ---- inside
 
@@ -311,15 +359,31 @@ class Ledger:
     def _set_run(self, run: int, state: RunState) -> None:
         self._db.execute("UPDATE runs SET state = ? WHERE id = ?", (state, run))
 
+    def _turn(self, old: RunState, new: RunState) -> int:
+        """Bring all runs of one state to another; how many there were."""
+        return self._db.execute("UPDATE runs SET state = ? WHERE state = ?", (new, old)).rowcount
+
+    def _write(self, write: Callable[[], T]) -> T:
+        """Carry out one transaction; on a full disk as often as `on_no_room` returns."""
+        while True:
+            try:
+                with self._transaction():
+                    return write()
+            except sqlite3.OperationalError as error:
+                if self.on_no_room is None or not str(error).startswith(NO_ROOM):
+                    raise
+                self.on_no_room(error)
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite itself may have rolled back, on a full disk
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _schema_version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -332,46 +396,94 @@ class Ledger:
                 "INSERT INTO sweep VALUES (?, ?, ?, ?)",
                 (uuid.uuid4().hex, spec.name, time.time(), spec.model_dump_json(by_alias=True)),
             )
-            for number, trial in enumerate(spec.trials):
+            self._insert_missing(spec)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _insert_missing(self, spec: SweepSpec) -> None:
+        """Add the trials and runs of a spec that are not there yet, in launch order."""
+        known = {trial.name: trial.number for trial in self.trials()}
+        for trial in spec.trials:
+            if trial.name not in known:
+                number = known[trial.name] = len(known)
                 env = json.dumps(spec.trial_env(trial))
                 self._db.execute(
                     "INSERT INTO trials VALUES (?, ?, ?, ?)",
                     (number, trial.name, spec.config_hash(trial), env),
                 )
-            for seed in spec.seeds:
-                for number in range(len(spec.trials)):
+        there = {(run.trial, run.seed) for run in self.runs()}
+        for seed in spec.seeds:
+            for trial in spec.trials:
+                if (known[trial.name], seed) not in there:
                     self._db.execute(
                         "INSERT INTO runs (trial, seed, state) VALUES (?, ?, ?)",
-                        (number, seed, RunState.PENDING),
+                        (known[trial.name], seed, RunState.PENDING),
                     )
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _migrate(self) -> None:
-        """Bring a ledger of version 1 to this one."""
-        with self._transaction():
-            self._db.execute(STAGES)
-            self._db.execute(f"INSERT INTO stages {STAGES_OF_VERSION_1}")
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        """Bring a ledger of an earlier version to this one."""
+        while (version := self._schema_version()) in MIGRATIONS:
+            with self._transaction():
+                for statement in MIGRATIONS[version]:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {version + 1}")
 
     def _check_schema(self, path: Path) -> None:
         found = self._schema_version()
         if found != SCHEMA_VERSION:
             raise UserError(f"{path}: ledger version {found}, this program reads {SCHEMA_VERSION}")
 
+    def _extend(self, spec: SweepSpec) -> None:
+        """Add what a spec has more than the ledger; UserError when it has less, or differs."""
+        lacking = [f"seed {seed}" for seed in self.spec.seeds if seed not in spec.seeds]
+        asked = {trial.name: spec.config_hash(trial) for trial in spec.trials}
+        lacking += [
+            f"trial {trial.name!r} as it was"
+            for trial in self.trials()
+            if asked.get(trial.name) != trial.config_hash
+        ]
+        if lacking:
+            raise UserError(
+                f"sweep {spec.name!r} can only be given more: the spec lacks {', '.join(lacking)}"
+            )
+        with self._transaction():
+            self._insert_missing(spec)
+            self._set_spec(spec)
+
     def _check_spec(self, spec: SweepSpec) -> None:
-        """UserError when trials or seeds differ: old and new runs would not be one sweep."""
+        """UserError when old and new runs would not be of one sweep."""
         recorded = {trial.name: trial.config_hash for trial in self.trials()}
         asked = {trial.name: spec.config_hash(trial) for trial in spec.trials}
         differing = sorted(recorded.items() ^ asked.items())
-        old_seeds, new_seeds = self.spec.seeds, spec.seeds
-        if differing or old_seeds != new_seeds:
-            what = (
-                f"trial {differing[0][0]!r}" if differing else f"seeds {old_seeds} -> {new_seeds}"
-            )
+        old = self.spec
+        changes = [f"trial {differing[0][0]!r}"] if differing else []
+        if old.seeds != spec.seeds:
+            changes.append(f"seeds {old.seeds} -> {spec.seeds}")
+        changes += _identity_changes(old, spec)
+        if changes:
             raise UserError(
-                f"sweep {spec.name!r} exists with another spec ({what} changed); give the new one "
-                "another name, or remove the old sweep's directory"
+                f"sweep {spec.name!r} exists with another spec ({'; '.join(changes)} changed); "
+                "give the new one another name, or add trials and seeds to this one with --extend"
             )
+
+    def _adopt(self, spec: SweepSpec) -> None:
+        """Take over what may change between two starts: limits, places, what is kept."""
+        if self.spec != spec:
+            with self._transaction():
+                self._set_spec(spec)
+
+    def _set_spec(self, spec: SweepSpec) -> None:
+        self._db.execute("UPDATE sweep SET spec = ?", (spec.model_dump_json(by_alias=True),))
+
+
+# What a score depends on, beside the settings of the trials: how fast a step is, and on how many.
+IDENTITY = ("gpus_per_run", "processes", "nodes_per_run", "accelerator")
+
+
+def _identity_changes(old: SweepSpec, new: SweepSpec) -> Iterator[str]:
+    for name in IDENTITY:
+        before, after = getattr(old.resources, name), getattr(new.resources, name)
+        if before != after:
+            yield f"resources.{name} {before} -> {after}"
 
 
 def _attempt(row: sqlite3.Row) -> AttemptRow:

@@ -8,45 +8,38 @@ ends what still runs, and launches the rest.
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from sweeper.agenda import Job, waiting_jobs
+from sweeper import disk
+from sweeper.agenda import Agenda, Job
 from sweeper.cluster import Cluster, ClusterOptions, Pool, Slot
-from sweeper.contract import EventReader, end_events
+from sweeper.contract import end_events
 from sweeper.driver import Interrupts, hold
-from sweeper.judge import judge, wrong_settings
-from sweeper.launch import LaunchRequest, Tag
+from sweeper.errors import UserError
+from sweeper.judge import Outcome, judge
+from sweeper.launch import Tag
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunRow, RunState, StageRow, TrialRow
-from sweeper.policy import after_attempt, seconds_left
+from sweeper.ledger import AttemptState, Ledger, RunState, StageRow
+from sweeper.policy import Verdict, after_attempt, is_node_at_fault, may_quarantine
 from sweeper.progress import Progress
 from sweeper.provenance import describe_code, record_spec
 from sweeper.settle import can_go_on, record_end, record_stage, recover
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
 from sweeper.view import Observer, SweepView
+from sweeper.work import STOP_MARGIN_SECONDS, Work
 
 POLL_SECONDS = 0.5
-# Beyond its grace, what a stopped run's guard and its slot may take to say that it is over.
-STOP_MARGIN_SECONDS = 15.0
-
-
-@dataclass(eq=False)
-class _Work:
-    """A stage of a run in a slot, or the whole run."""
-
-    run: RunRow
-    launch: StageRow
-    directory: AttemptDir
-    overrides: dict[str, str]
-    deadline: float | None
-    events: EventReader
-    confirmed: bool = False  # its echo has been seen, and is as asked
-    ending: AttemptState | None = None  # what it is being stopped for
-    reason: str | None = None
-    kill_at: float | None = None
+# How often those who look at the sweep are told, and how often the cluster is counted anew.
+LOOK_SECONDS = 0.5
+COUNT_SECONDS = 5.0
+# How long to wait for another node when the last one that can hold a run is gone.
+LOST_NODES_SECONDS = 900.0
+# What may have failed for want of room, when there is none.
+FOR_WANT_OF_ROOM = frozenset({AttemptState.CRASHED, AttemptState.LOST, AttemptState.BAD_RESULT})
 
 
 @dataclass(eq=False)
@@ -61,70 +54,105 @@ class Loop:
     observer: Observer
     interrupts: Interrupts
     session: str
+    stop_seconds: float | None = None  # what there is after an interrupt; None: the runs' grace
     code: str | None = None  # hash of what the runs execute
-    _work: dict[Slot, _Work] = field(default_factory=dict)
-    _ends: dict[int, list[AttemptState]] = field(default_factory=dict)
+    paused: str | None = None  # why nothing is launched
+    _work: dict[Slot, Work] = field(default_factory=dict)
+    _ends: dict[int, list[AttemptState]] = field(default_factory=dict)  # by run, this session's
+    _node_ends: dict[str, list[AttemptState]] = field(default_factory=dict)
+    _failed_on: dict[int, set[str]] = field(default_factory=dict)  # run -> nodes
     _dead: set[int] = field(default_factory=set)
+    _run_bytes: int = 0  # what the largest attempt so far has written
+    _lost_since: float | None = None  # since when no node can hold a run
     _told: bool = False
+    _next_look: float = 0.0
+    _next_count: float = 0.0
+
+    def __post_init__(self) -> None:
+        first = Stage.ALL if self.spec.packing is None else Stage.TRAIN
+        self.agenda = Agenda.of(self.ledger, self.sweep, first)
+        self.trials = {trial.number: trial for trial in self.ledger.trials()}
+        self.uid = self.ledger.uid
+        self.ledger.on_no_room = self._wait_for_room
 
     def run(self) -> None:
         """Return when every run is over, or, after an interrupt, when nothing is at work."""
-        runs, packing = self.cluster.runs, self.cluster.packing
-        runs.most = self.observer.slots = self._slots_wanted(runs.capacity())
-        if packing is not runs:
-            packing.most = packing.capacity()
-        runs.open(runs.most)
+        self._count_slots()
+        self.cluster.runs.open(self.cluster.runs.most)
         while self._goes_on():
             if not self.interrupts.count:
                 self._fill()
             for slot in self.cluster.wait(POLL_SECONDS):
                 self._settle(slot)
-            for slot in self._work:
+            for slot, work in self._work.items():
                 slot.follow()
-            self._check_echoes()
+                work.check_echo()
             self._end_overdue()
-            self.progress.update(self.observer.look())
+            self._look()
         if self.interrupts.count:
             self.ledger.pause()
-        self.progress.update(self.observer.look())
+        self._look(now=True)
 
     def _goes_on(self) -> bool:
-        if self.interrupts.count:
-            return bool(self._work)
-        return any(not run.state.over for run in self.ledger.runs())
+        return bool(self._work) if self.interrupts.count else not self.agenda.done
 
-    def _slots_wanted(self, capacity: int) -> int:
-        left = sum(not run.state.over for run in self.ledger.runs())
-        most = self.spec.resources.max_parallel
-        return min(capacity, left) if most is None else min(capacity, left, most)
+    # ---- slots
+
+    def _count_slots(self) -> None:
+        """How many slots there may be: the cluster's nodes come and go."""
+        self._next_count = time.monotonic() + COUNT_SECONDS
+        runs, packing = self.cluster.runs, self.cluster.packing
+        wanted = [runs.capacity(), len(self.agenda.runs)]
+        if self.spec.resources.max_parallel is not None:
+            wanted.append(self.spec.resources.max_parallel)
+        runs.most = min(wanted)
+        self.observer.slots = max(1, runs.most)
+        if packing is not runs:
+            packing.most = packing.capacity()
+
+    def _count_again(self) -> None:
+        """As `_count_slots`; where the last node is gone, wait a while for another to come."""
+        try:
+            self._count_slots()
+        except UserError as error:
+            now = time.monotonic()
+            if self._lost_since is None:
+                self._lost_since = now
+                self.progress.note(f"waiting for a node: {error}")
+            # What is at work may still end well.
+            if not self._work and now - self._lost_since >= LOST_NODES_SECONDS:
+                raise
+        else:
+            self._lost_since = None
 
     def _fill(self) -> None:
         """Give every idle slot what waits for one of its kind; spare slots go back."""
-        jobs = waiting_jobs(
-            self.ledger,
-            self.sweep,
-            at_work={work.run.id for work in self._work.values()},
-            first=Stage.ALL if self.spec.packing is None else Stage.TRAIN,
-        )
+        now = time.monotonic()
+        if now >= self._next_count:
+            self._count_again()
+        if self._is_short_of_room():
+            return
         for pool in self.cluster.pools:
-            waiting = [job for job in jobs if self._pool(job.stage) is pool]
+            nodes = pool.nodes
             for slot in [slot for slot in pool.slots if slot.idle]:
-                if waiting:
-                    self._launch(waiting.pop(0), slot)
-            needed = sum(slot in self._work for slot in pool.slots) + len(waiting)
+                for in_slot in self._kinds(pool):
+                    job = self.agenda.take(in_slot=in_slot, node=slot.node, nodes=nodes, now=now)
+                    if job is not None:
+                        self._launch(job, slot)
+                        break
+            waiting = sum(self.agenda.waiting(in_slot) for in_slot in self._kinds(pool))
+            needed = sum(slot in self._work for slot in pool.slots) + waiting
             if len(pool.slots) > needed:
                 pool.shrink(max(needed, self._kept(pool)))
             elif needed > len(pool.slots):
                 # A slot may have died, or was given back; another takes its place.
                 pool.open(needed)
-        if not self._work:
-            # Every slot waits for a place: is there still a node that can ever give it one?
-            for pool in {self._pool(job.stage) for job in jobs}:
-                pool.capacity()
 
-    def _pool(self, stage: Stage) -> Pool:
-        """The slots that a stage works in."""
-        return self.cluster.runs if stage.in_slot else self.cluster.packing
+    def _kinds(self, pool: Pool) -> tuple[bool, ...]:
+        """Which jobs a pool takes: those of a run's slot, of packing, or both."""
+        if self.cluster.packing is self.cluster.runs:
+            return (True, False)
+        return (pool is self.cluster.runs,)
 
     def _kept(self, pool: Pool) -> int:
         """How many slots to keep though nothing waits for them: packing's, while models train.
@@ -136,48 +164,63 @@ class Loop:
         trains = any(work.launch.stage is Stage.TRAIN for work in self._work.values())
         return len(pool.slots) if trains else 0
 
+    # ---- room on the disk
+
+    def _is_short_of_room(self) -> bool:
+        """Whether the next run must wait for room on the sweep's disk; said once."""
+        if not (self.agenda.waiting(True) or self.agenda.waiting(False)):
+            return False
+        short = disk.shortage(
+            self.sweep.path,
+            run_bytes=self._run_bytes,
+            at_work=len(self._work),
+            reserve_bytes=self.spec.disk.reserve_bytes,
+        )
+        self._pause(short)
+        return short is not None
+
+    def _pause(self, why: str | None) -> None:
+        if why is not None and self.paused is None:
+            self.progress.note(f"paused: {why}")
+        elif why is None and self.paused is not None:
+            self.progress.note("there is room again; the sweep goes on")
+        self.paused = why
+
+    def _wait_for_room(self, error: sqlite3.OperationalError) -> None:
+        """The ledger cannot be written: wait, so that nothing that has happened is lost."""
+        if self.interrupts.count > 1:
+            raise UserError(f"{self.ledger_path}: {error}; make room, then go on") from error
+        self._pause(f"{self.ledger_path}: {error}; make room there")
+        time.sleep(POLL_SECONDS)
+
+    @property
+    def ledger_path(self) -> str:
+        return str(self.sweep.ledger)
+
+    # ---- launches
+
     def _launch(self, job: Job, slot: Slot) -> None:
         """Write down that a run, or a stage of it, is launched, then launch it."""
-        assert slot.facts is not None
-        trial = self._trial(job.run)
-        directory, rows = self._record_launch(job, trial, slot)
-        limits = self.spec.limits
-        overrides = trial.env | {"SEED": str(job.run.seed)}
-        request = LaunchRequest(
-            tag=Tag(sweep=self.ledger.uid, session=self.session, launch=rows[-1].id),
-            directory=str(directory.path),
-            module=self.spec.workload.module,
-            launch=self.spec.workload.launch,
-            processes=self.spec.resources.processes,
-            cpus=self.spec.resources.cpus_per_run,
-            grace_seconds=limits.grace_seconds,
-            env=overrides,
-            stage=job.stage,
-            number=directory.number,
-            dead=frozenset(self._dead),
-        )
-        if job.stage is Stage.PACK:
-            request = self._alone(request)
-        left = seconds_left(limits.max_seconds, rows)
-        deadline = None if left is None else time.monotonic() + left
-        events = EventReader(directory.events, rows[-1].events_from)
-        self._work[slot] = _Work(job.run, rows[-1], directory, overrides, deadline, events)
-        slot.start(request, directory)
+        directory, rows = self._record_launch(job, slot)
+        tag = Tag(sweep=self.uid, session=self.session, launch=rows[-1].id)
+        trial = self.trials[job.run.trial]
+        work = Work.of(self.spec, tag, job.run, trial, directory, rows, slot.node)
+        work.request = replace(work.request, dead=frozenset(self._dead))
+        self._work[slot] = work
+        slot.start(work.request, directory)
 
-    def _record_launch(
-        self, job: Job, trial: TrialRow, slot: Slot
-    ) -> tuple[AttemptDir, list[StageRow]]:
+    def _record_launch(self, job: Job, slot: Slot) -> tuple[AttemptDir, list[StageRow]]:
         """The directory of what is launched, and all the attempt's launches, this one last."""
         assert slot.facts is not None
         host, gpus = slot.facts.host, ",".join(slot.facts.gpus)
         if job.attempt is None:
-            number = len(self.ledger.attempts(job.run.id)) + 1
+            number = self.agenda.attempts[job.run.id]
+            trial = self.trials[job.run.trial]
             directory = self.sweep.attempt(trial.number, trial.name, job.run.seed, number)
-            path = str(directory.path.relative_to(self.sweep.path))
             attempt = self.ledger.launched(
                 job.run,
                 number=number,
-                path=path,
+                path=str(directory.path.relative_to(self.sweep.path)),
                 host=host,
                 gpus=gpus,
                 code=self.code,
@@ -192,64 +235,102 @@ class Loop:
         self.ledger.stage_launched(job.attempt, job.stage, host=host, gpus=gpus, events_from=begins)
         return directory, self.ledger.stages(job.attempt.id)
 
-    def _alone(self, request: LaunchRequest) -> LaunchRequest:
-        """The request for one process on processors alone."""
-        request = replace(request, launch="exec", processes=1)
-        packing = self.spec.packing
-        return (
-            request if packing is None else replace(request, cpus=packing.cpus, nice=packing.nice)
-        )
+    # ---- ends
 
     def _settle(self, slot: Slot) -> None:
         """Judge what has ended and write down what becomes of the run."""
         work = self._work.pop(slot)
         self._dead.add(work.launch.id)
-        outcome = judge(work.directory, work.overrides, work.launch.events_from)
-        attempt = work.launch.attempt
+        self._run_bytes = max(self._run_bytes, disk.size_of(work.directory.path))
+        outcome = self._judge(work, slot)
         if outcome.state is AttemptState.LAUNCHED:
-            record_stage(self.ledger, attempt, work.directory, outcome)
+            record_stage(self.ledger, work.attempt, work.directory, outcome)
+            self.agenda.add(work.run.id, attempt=self.ledger.attempt(work.attempt))
             return
-        if outcome.state is not AttemptState.FINISHED and work.ending is not None:
-            message = work.reason or outcome.message
-            outcome = replace(outcome, state=work.ending, message=message)
-        elif outcome.state is AttemptState.LOST and slot.failure is not None:
-            outcome = replace(outcome, message=slot.failure)
         ends = self._ends.setdefault(work.run.id, [])
         ends.append(outcome.state)
-        run_state = after_attempt(ends, max_attempts=self.spec.limits.max_attempts)
-        if run_state is RunState.PENDING and can_go_on(work.directory):
-            record_stage(self.ledger, attempt, work.directory, outcome)
-        else:
-            record_end(self.ledger, attempt, work.directory, outcome, run_state)
+        limits = self.spec.limits
+        verdict = after_attempt(
+            ends, max_attempts=limits.max_attempts, backoff_seconds=limits.backoff_seconds
+        )
+        self._judge_node(work.node, outcome)
+        if verdict.state is RunState.PENDING:
+            self._try_again(work, outcome, verdict)
+            return
+        record_end(
+            *(self.ledger, work.attempt, work.directory, outcome, verdict.state),
+            remove=self.spec.disk.remove,
+        )
+        self.agenda.over(work.run.id)
 
-    def _check_echoes(self) -> None:
-        """Stop runs that took other settings than they were asked to, before they cost more."""
-        for work in self._work.values():
-            if work.confirmed or work.ending is not None:
-                continue
-            echoes = [event for event in work.events.read() if event["kind"] == "config"]
-            if echoes:
-                work.confirmed = True
-                work.reason = wrong_settings(work.directory, work.overrides, echoes)
-                if work.reason is not None:
-                    work.ending = AttemptState.USER_ERROR
+    def _judge(self, work: Work, slot: Slot) -> Outcome:
+        """How it ended: by its directory, by what it was stopped for, and by what its slot says."""
+        outcome = judge(work.directory, work.request.env, work.launch.events_from)
+        if outcome.state in (AttemptState.LAUNCHED, AttemptState.FINISHED):
+            return outcome
+        if slot.hung is not None and work.ending is None:
+            work.end(AttemptState.STALLED, slot.hung)
+            self.ledger.note("stall", f"{work.trial.name}, seed {work.run.seed}: {slot.hung}")
+        if work.ending is not None:
+            return replace(outcome, state=work.ending, message=work.reason or outcome.message)
+        if outcome.state is AttemptState.LOST and slot.failure is not None:
+            state = AttemptState.NODE_LOST if slot.node_lost else AttemptState.LOST
+            outcome = replace(outcome, state=state, message=slot.failure)
+        full = disk.free_bytes(self.sweep.path) < disk.FULL_BYTES
+        if full and outcome.state in FOR_WANT_OF_ROOM:
+            message = f"no space left on the disk of {self.sweep.path} ({outcome.message})"
+            outcome = replace(outcome, state=AttemptState.NO_SPACE, message=message)
+        return outcome
+
+    def _try_again(self, work: Work, outcome: Outcome, verdict: Verdict) -> None:
+        """Let a run wait for its next try: of the stage alone where that is enough."""
+        attempt = None
+        if can_go_on(work.directory):
+            record_stage(self.ledger, work.attempt, work.directory, outcome)
+            attempt = self.ledger.attempt(work.attempt)
+        else:
+            record_end(self.ledger, work.attempt, work.directory, outcome, RunState.PENDING)
+        failed_on = self._failed_on.setdefault(work.run.id, set())
+        if verdict.elsewhere:
+            failed_on.add(work.node)
+        self.agenda.add(
+            work.run.id,
+            attempt=attempt,
+            not_before=time.monotonic() + verdict.wait_seconds,
+            avoid=failed_on,
+        )
+
+    def _judge_node(self, node: str, outcome: Outcome) -> None:
+        """Take a node out of the sweep, for as long as this driver lives, if it keeps failing."""
+        ends = self._node_ends.setdefault(node, [])
+        ends.append(outcome.state)
+        quarantined = self.cluster.quarantined
+        if not is_node_at_fault(ends) or not may_quarantine(
+            node, self.cluster.usable_nodes(), quarantined
+        ):
+            return
+        host = self.cluster.quarantine(node)
+        text = (
+            f"{host}: no more runs go to this node ({node[:12]}), the last {len(ends[-2:])} on it "
+            f"failed; the latest: {outcome.message}"
+        )
+        self.ledger.note("quarantine", text)
+        self.progress.note(text)
 
     def _end_overdue(self) -> None:
         """Stop runs that have had their time, and all runs after an interrupt."""
         now = time.monotonic()
         for slot, work in self._work.items():
+            work.check_time(now, self.spec.limits.max_seconds)
+            if self.interrupts.count and work.ending is None:
+                self._tell_stopping()
+                work.end(AttemptState.STOPPED)
             if work.ending is None:
-                if self.interrupts.count:
-                    self._tell_stopping()
-                    work.ending = AttemptState.STOPPED
-                elif work.deadline is not None and now >= work.deadline:
-                    work.ending = AttemptState.TIMED_OUT
-                    limit = self.spec.limits.max_seconds
-                    work.reason = f"took longer than limits.max_seconds = {limit:g}"
-                else:
-                    continue
+                continue
             if work.kill_at is None:
-                work.kill_at = now + self.spec.limits.grace_seconds + STOP_MARGIN_SECONDS
+                margin = self.spec.limits.grace_seconds + STOP_MARGIN_SECONDS
+                hurried = self.interrupts.count and self.stop_seconds is not None
+                work.kill_at = now + (self.stop_seconds or 0.0 if hurried else margin)
             # Said again and again: the first word may come before the run has begun.
             slot.stop()
             if self.interrupts.count > 1 or now >= work.kill_at:
@@ -258,28 +339,46 @@ class Loop:
     def _tell_stopping(self) -> None:
         if not self._told:
             grace = self.spec.limits.grace_seconds
+            if self.stop_seconds is not None:
+                grace = min(grace, self.stop_seconds)
             self.progress.note(
                 f"stopping: the runs have {grace:g} s to end; interrupt again to end them at once"
             )
         self._told = True
 
-    def _trial(self, run: RunRow) -> TrialRow:
-        return self.ledger.trials()[run.trial]
+    def _look(self, *, now: bool = False) -> None:
+        """Tell those who look how the sweep stands, not too often."""
+        if now or time.monotonic() >= self._next_look:
+            self.progress.update(self.observer.look())
+            self._next_look = time.monotonic() + LOOK_SECONDS
 
 
 def run_sweep(
-    spec: SweepSpec, sweep: SweepDir, options: ClusterOptions, *, spec_text: str, progress: Progress
+    spec: SweepSpec,
+    sweep: SweepDir,
+    options: ClusterOptions,
+    *,
+    spec_text: str,
+    progress: Progress,
+    extend: bool = False,
+    stop_seconds: float | None = None,
 ) -> SweepView:
     """Run what is left of a sweep and return how it stands.
+
+    With `extend` the spec may have more trials and seeds than the sweep has had so far. After an
+    interrupt everything is over within about `stop_seconds`, or within the runs' grace.
 
     Raises UserError when another driver holds the sweep, when its ledger is of another spec, or
     when no node of the cluster can hold a run. On SIGINT or SIGTERM the runs at work are stopped
     within their grace and wait for the next call; then KeyboardInterrupt is raised.
     """
-    with hold(sweep), closing(Ledger.open_for_writing(sweep.ledger, spec)) as ledger:
+    with (
+        hold(sweep),
+        closing(Ledger.open_for_writing(sweep.ledger, spec, extend=extend)) as ledger,
+    ):
         record_spec(sweep, spec, spec_text)
         session = secrets.token_hex(8)
-        recover(sweep, ledger, session)
+        recover(sweep, ledger, session, spec.disk.remove)
         ledger.reopen_failed()
         observer = Observer(sweep, ledger)
         if observer.look().over:
@@ -287,8 +386,11 @@ def run_sweep(
         with Interrupts().catch() as interrupts, progress.show():
             progress.update(observer.look())
             with Cluster(spec, options, sweep) as cluster:
-                loop = Loop(spec, sweep, ledger, cluster, progress, observer, interrupts, session)
-                loop.code = describe_code(spec.workload.module)["sha256"]
+                loop = Loop(
+                    *(spec, sweep, ledger, cluster, progress, observer, interrupts, session),
+                    stop_seconds=stop_seconds,
+                    code=describe_code(spec.workload.module)["sha256"],
+                )
                 loop.run()
         if interrupts.count:
             raise KeyboardInterrupt

@@ -1,29 +1,71 @@
-"""What becomes of a run when an attempt has ended: pure decisions, tested as a table."""
+"""What becomes of a run, and of a node, when an attempt has ended: pure, tested as a table.
+
+| an attempt ended                       | counted | then                                          |
+|----------------------------------------|---------|-----------------------------------------------|
+| finished                               | –       | the run is finished                           |
+| crashed, lost (its slot was killed),   | yes     | again after a pause, on another node if there |
+| stalled (hung, and was killed)         |         | is one, until `max_attempts` have failed      |
+| node lost or preempted, no space left  | no      | again, at once, up to MAX_FREE times          |
+| stopped                                | no      | again when the sweep goes on                  |
+| settings, loss not finite, memory,     | –       | the run has failed: it would only fail again  |
+| result broken, time over               |         |                                               |
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from sweeper.ledger import AttemptState, RunState, StageRow
 
-# What may go better another time. Everything else would only fail again.
-RETRIED = frozenset({AttemptState.CRASHED, AttemptState.LOST})
+# What may go better another time, and is the fault of the run or of its place.
+COUNTED = frozenset({AttemptState.CRASHED, AttemptState.LOST, AttemptState.STALLED})
+# What is the fault of neither.
+FREE = frozenset({AttemptState.NODE_LOST, AttemptState.NO_SPACE})
+RETRIED = COUNTED | FREE
+# Nothing is for ever: so often a run of one session begins again free of charge.
+MAX_FREE = 20
+MAX_BACKOFF_SECONDS = 300.0
+# So many failures in a row are the node's.
+NODE_FAILURES = 2
 
 
-def after_attempt(ends: Sequence[AttemptState], *, max_attempts: int) -> RunState:
-    """The run's next state, given how its attempts of this session ended, the latest last.
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A run's next state; if it is tried again, after how long and whether elsewhere."""
 
-    A crashed or lost run is tried again until `max_attempts` have failed; a stopped one waits
-    for the sweep to go on; one that failed by its own doing (bad settings, a loss that is no
-    number, too little memory, a broken result, too slow) is over.
-    """
+    state: RunState
+    wait_seconds: float = 0.0
+    elsewhere: bool = False
+
+
+def after_attempt(
+    ends: Sequence[AttemptState], *, max_attempts: int, backoff_seconds: float = 0.0
+) -> Verdict:
+    """What becomes of a run, given how its attempts of this session ended, the latest last."""
     latest = ends[-1]
     if latest is AttemptState.FINISHED:
-        return RunState.FINISHED
+        return Verdict(state=RunState.FINISHED)
     if latest is AttemptState.STOPPED:
-        return RunState.PENDING
-    failures = sum(end in RETRIED for end in ends)
-    return RunState.PENDING if latest in RETRIED and failures < max_attempts else RunState.FAILED
+        return Verdict(state=RunState.PENDING)
+    counted = sum(end in COUNTED for end in ends)
+    if latest in COUNTED and counted < max_attempts:
+        wait = min(MAX_BACKOFF_SECONDS, backoff_seconds * 2 ** (counted - 1))
+        return Verdict(state=RunState.PENDING, wait_seconds=wait, elsewhere=True)
+    if latest in FREE and sum(end in FREE for end in ends) <= MAX_FREE:
+        return Verdict(state=RunState.PENDING)
+    return Verdict(state=RunState.FAILED)
+
+
+def is_node_at_fault(ends: Sequence[AttemptState]) -> bool:
+    """Whether a node is to take no more runs, given how the latest on it ended."""
+    latest = ends[-NODE_FAILURES:]
+    return len(latest) == NODE_FAILURES and all(end in COUNTED for end in latest)
+
+
+def may_quarantine(node: str, nodes: Collection[str], quarantined: Mapping[str, object]) -> bool:
+    """Whether a node can be spared: never the last one, on which all would wait for ever."""
+    return node not in quarantined and bool(set(nodes) - {node} - quarantined.keys())
 
 
 def seconds_left(limit: float | None, launches: Sequence[StageRow]) -> float | None:

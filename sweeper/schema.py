@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STAGES = """
 CREATE TABLE stages (id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL REFERENCES attempts(id),
                      stage TEXT NOT NULL, host TEXT NOT NULL, gpus TEXT NOT NULL,
                      launched REAL NOT NULL, ended REAL, exit_code INTEGER, message TEXT,
                      events_from INTEGER NOT NULL)
 """
+NOTES = "CREATE TABLE notes (t REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL)"
+STAGES_INDEX = "CREATE INDEX stages_of_attempt ON stages (attempt)"
 # The stages of version 1, where every attempt was launched whole.
 STAGES_OF_VERSION_1 = """
 SELECT id, id AS attempt, 'all' AS stage, host, gpus, launched, ended, exit_code, message,
@@ -29,4 +31,19 @@ CREATE TABLE attempts (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES r
                        UNIQUE (run, number));
 CREATE UNIQUE INDEX one_result ON attempts (run) WHERE state = 'finished';
 {STAGES};
+{STAGES_INDEX};
+{NOTES};
 """
+# Version -> what makes the next one of it.
+MIGRATIONS = {
+    1: (STAGES, f"INSERT INTO stages {STAGES_OF_VERSION_1}"),
+    2: (STAGES_INDEX, NOTES),
+}
+# Version -> what an older ledger, opened for reading, is given so that it reads as one of today.
+VIEWS = {
+    1: (
+        f"CREATE TEMP VIEW stages AS {STAGES_OF_VERSION_1}",
+        "CREATE TEMP VIEW notes AS SELECT 0.0 AS t, '' AS kind, '' AS text WHERE 0",
+    ),
+    2: ("CREATE TEMP VIEW notes AS SELECT 0.0 AS t, '' AS kind, '' AS text WHERE 0",),
+}

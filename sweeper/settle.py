@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from sweeper.disk import remove_matching
 from sweeper.judge import Outcome, ended_at, judge, next_stage
 from sweeper.launch import Tag, reap_leftovers
 from sweeper.layout import AttemptDir, SweepDir
@@ -30,8 +31,12 @@ def record_end(
     outcome: Outcome,
     run_state: RunState,
     at: float | None = None,
+    remove: Collection[str] = (),
 ) -> None:
-    """Write down that an attempt is over; what was only for its later stages goes."""
+    """Write down that an attempt is over; what was only for its later stages goes.
+
+    So do the files of the patterns `remove`, once the run has finished.
+    """
     directory.trained_tensors.unlink(missing_ok=True)
     ledger.ended(
         attempt,
@@ -43,6 +48,9 @@ def record_end(
         result=outcome.result,
         at=at,
     )
+    if run_state is RunState.FINISHED:
+        # After the ledger knows: what is removed too early is lost if this process dies between.
+        remove_matching(directory.path.parent, [f"*/{pattern}" for pattern in remove])
 
 
 def can_go_on(directory: AttemptDir) -> bool:
@@ -51,7 +59,7 @@ def can_go_on(directory: AttemptDir) -> bool:
     return repeatable and next_stage(directory) is not Stage.TRAIN
 
 
-def recover(sweep: SweepDir, ledger: Ledger, session: str) -> None:
+def recover(sweep: SweepDir, ledger: Ledger, session: str, remove: Collection[str] = ()) -> None:
     """Settle what an earlier driver left open: adopt what finished, end what still runs.
 
     Every run that is not over waits afterwards; its attempt is still open where only stages of it
@@ -64,12 +72,16 @@ def recover(sweep: SweepDir, ledger: Ledger, session: str) -> None:
         if attempt.state is AttemptState.LAUNCHED:
             run = runs[attempt.run]
             overrides = trials[run.trial].env | {"SEED": str(run.seed)}
-            _recover(sweep, ledger, attempt, overrides)
+            _recover(sweep, ledger, attempt, overrides, remove)
     ledger.pause()
 
 
 def _recover(
-    sweep: SweepDir, ledger: Ledger, attempt: AttemptRow, overrides: Mapping[str, str]
+    sweep: SweepDir,
+    ledger: Ledger,
+    attempt: AttemptRow,
+    overrides: Mapping[str, str],
+    remove: Collection[str],
 ) -> None:
     """Settle an attempt whose stage may have been at work when its driver ended."""
     stages = ledger.stages(attempt.id)
@@ -80,7 +92,7 @@ def _recover(
     directory = AttemptDir(sweep.path / attempt.path).of(last.stage, number)
     outcome, at = judge(directory, overrides, last.events_from), ended_at(directory)
     if outcome.state is AttemptState.FINISHED:
-        record_end(ledger, attempt.id, directory, outcome, RunState.FINISHED, at)
+        record_end(ledger, attempt.id, directory, outcome, RunState.FINISHED, at, remove)
         return
     if outcome.state is not AttemptState.LAUNCHED:
         outcome = Outcome(state=AttemptState.LOST, message=DRIVER_ENDED)

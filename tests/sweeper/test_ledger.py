@@ -171,12 +171,15 @@ def test_the_same_spec_goes_on_where_it_was(path: Path) -> None:
         attempt = launch(ledger, ledger.runs()[0])
         ledger.ended(attempt, AttemptState.FINISHED, RunState.FINISHED, result=result_facts())
         before = (ledger.trials(), ledger.runs(), ledger.attempts())
-    # Limits and resources are of the machine, not of the runs.
-    changed = make_spec(limits={"max_seconds": 9.0}, resources={"gpus_per_run": 1})
+    # Limits and places are of the machine, not of the runs.
+    changed = make_spec(
+        limits={"max_seconds": 9.0}, resources={"gpus_per_run": 0, "max_parallel": 1}
+    )
     for spec in (make_spec(), changed):
         with closing(new_ledger(path, spec)) as ledger:
             assert ledger.uid == uid
             assert (ledger.trials(), ledger.runs(), ledger.attempts()) == before
+            assert ledger.spec == spec
 
 
 LOW, HIGH = {"name": "low", "env": {"LR": 0.1}}, {"name": "high", "env": {"LR": 0.2}}
@@ -194,6 +197,12 @@ LOW, HIGH = {"name": "low", "env": {"LR": 0.1}}, {"name": "high", "env": {"LR": 
         ({"trial": [LOW, {"name": "hi", "env": {"LR": 0.2}}]}, "trial 'hi"),
         ({"env": {"ITERATIONS": 7}}, "trial '"),
         ({"workload": {"module": "other"}}, "trial '"),
+        # On other hardware a run of ten minutes makes other steps.
+        ({"resources": {"gpus_per_run": 4}}, "resources.gpus_per_run 0 -> 4; resources.processes"),
+        (
+            {"resources": {"gpus_per_run": 0, "accelerator": "A100"}},
+            "resources.accelerator None -> A100",
+        ),
     ],
 )
 def test_another_spec_is_refused_with_what_changed(
@@ -204,6 +213,79 @@ def test_another_spec_is_refused_with_what_changed(
         new_ledger(path, make_spec(**changes))
     assert "another name" in str(caught.value)
     new_ledger(path).close()
+
+
+MORE = {"name": "more", "env": {"LR": 0.3}}
+
+
+def test_a_sweep_is_given_more_seeds_and_trials_only_when_asked(path: Path) -> None:
+    with closing(new_ledger(path)) as ledger:
+        attempt = launch(ledger, ledger.runs()[0])
+        ledger.ended(attempt, AttemptState.FINISHED, RunState.FINISHED, result=result_facts())
+        before = ledger.runs()
+    more = make_spec(seeds=[7, 42, 314, 999], trial=[MORE, HIGH, LOW])
+    with pytest.raises(UserError, match="--extend"):
+        new_ledger(path, more)
+    for _ in range(2):
+        with closing(Ledger.open_for_writing(path, more, extend=True)) as ledger:
+            assert ledger.runs()[:6] == before
+            assert [trial.name for trial in ledger.trials()] == ["low", "high", "more"]
+            added = [(run.seed, run.trial, run.state) for run in ledger.runs()[6:]]
+            assert added == [
+                (seed, trial, RunState.PENDING)
+                for seed, trial in [(7, 2), (7, 1), (7, 0), (42, 2), (314, 2), (999, 2)]
+            ]
+    new_ledger(path, more).close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacking"),
+    [
+        ({"seeds": [42, 7]}, "seed 314, seed 999"),
+        ({"trial": [LOW, MORE]}, "trial 'high' as it was"),
+        ({"trial": [LOW, {"name": "high", "env": {"LR": 0.3}}]}, "trial 'high' as it was"),
+    ],
+)
+def test_an_extension_takes_nothing_away(path: Path, changes: dict[str, Any], lacking: str) -> None:
+    with closing(new_ledger(path)) as ledger:
+        before = (ledger.spec, ledger.trials(), ledger.runs())
+    with pytest.raises(UserError, match=f"only be given more: the spec lacks {lacking}"):
+        Ledger.open_for_writing(path, make_spec(**changes), extend=True)
+    with closing(new_ledger(path)) as ledger:
+        assert (ledger.spec, ledger.trials(), ledger.runs()) == before
+
+
+def test_notes_are_kept_in_order(path: Path) -> None:
+    with closing(new_ledger(path)) as ledger:
+        ledger.note("quarantine", "box")
+        ledger.note("pause", "full")
+    with closing(Ledger.open_for_reading(path)) as view:
+        assert [(note.kind, note.text) for note in view.notes()] == [
+            *(("quarantine", "box"), ("pause", "full"))
+        ]
+
+
+def test_a_full_disk_is_waited_for(path: Path) -> None:
+    with closing(new_ledger(path)) as ledger:
+        database = sqlite3.connect(path)
+        (pages,) = database.execute("PRAGMA page_count").fetchone()
+        database.close()
+        ledger._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own idea of a full disk
+        said = []
+
+        def wait(error: sqlite3.OperationalError) -> None:
+            said.append(str(error))
+            if len(said) == 2:
+                ledger._db.execute("PRAGMA max_page_count = 100000")
+
+        ledger.on_no_room = wait
+        ledger.note("long", "x" * 100_000)
+        assert said == ["database or disk is full"] * 2
+        assert [note.kind for note in ledger.notes()] == ["long"]
+        ledger.on_no_room = None
+        ledger._db.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            ledger.note("long", "x" * 1_000_000)
 
 
 # ---- stages
@@ -267,6 +349,7 @@ def old_stages(ledger: Ledger) -> list[tuple[Any, ...]]:
 
 def test_a_ledger_of_version_1_is_read_as_it_is_and_goes_on(path: Path) -> None:
     old_ledger(path)
+    spec = make_spec(resources={"gpus_per_run": 2})
     expected = [
         (1, Stage.ALL, "0,1", 10.0, 1, False),
         (2, Stage.ALL, "0,1", 10.0, 0, False),
@@ -274,14 +357,15 @@ def test_a_ledger_of_version_1_is_read_as_it_is_and_goes_on(path: Path) -> None:
     ]
     with closing(Ledger.open_for_reading(path)) as view:
         assert old_stages(view) == expected
+        assert view.notes() == []
         before = (view.trials(), view.runs(), view.attempts())
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (1,)
     for _ in range(2):
-        with closing(new_ledger(path)) as ledger:
+        with closing(new_ledger(path, spec)) as ledger:
             assert old_stages(ledger) == expected
             assert (ledger.trials(), ledger.runs(), ledger.attempts()) == before
-    with closing(new_ledger(path)) as ledger:
+    with closing(new_ledger(path, spec)) as ledger:
         ledger.ended(3, AttemptState.LOST, RunState.PENDING)
         assert launch(ledger, ledger.runs()[1], 2) == 4
         assert [row.attempt for row in ledger.stages()] == [1, 2, 3, 4]

@@ -5,11 +5,23 @@ from __future__ import annotations
 import pytest
 
 from sweeper.ledger import AttemptState, RunState, StageRow
-from sweeper.policy import RETRIED, after_attempt, seconds_left
+from sweeper.policy import (
+    COUNTED,
+    FREE,
+    MAX_BACKOFF_SECONDS,
+    MAX_FREE,
+    Verdict,
+    after_attempt,
+    is_node_at_fault,
+    may_quarantine,
+    seconds_left,
+)
 from sweeper.stages import Stage
 
 LAUNCHED, FINISHED = AttemptState.LAUNCHED, AttemptState.FINISHED
 CRASHED, LOST, STOPPED = AttemptState.CRASHED, AttemptState.LOST, AttemptState.STOPPED
+STALLED, NODE_LOST = AttemptState.STALLED, AttemptState.NODE_LOST
+OUT_OF_MEMORY, NO_SPACE = AttemptState.OUT_OF_MEMORY, AttemptState.NO_SPACE
 
 
 @pytest.mark.parametrize(
@@ -20,9 +32,20 @@ CRASHED, LOST, STOPPED = AttemptState.CRASHED, AttemptState.LOST, AttemptState.S
         ([LOST, CRASHED, FINISHED], 3, RunState.FINISHED),
         ([CRASHED], 2, RunState.PENDING),
         ([LOST], 2, RunState.PENDING),
+        ([STALLED], 2, RunState.PENDING),
         ([CRASHED], 1, RunState.FAILED),
+        ([STALLED], 1, RunState.FAILED),
         ([CRASHED, LOST], 2, RunState.FAILED),
         ([CRASHED, LOST], 3, RunState.PENDING),
+        ([STALLED, CRASHED, LOST], 3, RunState.FAILED),
+        # A node that goes, or a disk that is full, is not the run's doing.
+        ([NODE_LOST], 1, RunState.PENDING),
+        ([NO_SPACE], 1, RunState.PENDING),
+        ([NODE_LOST] * MAX_FREE, 1, RunState.PENDING),
+        ([NODE_LOST, NO_SPACE, CRASHED], 2, RunState.PENDING),
+        ([CRASHED, NODE_LOST], 2, RunState.PENDING),
+        ([CRASHED, NODE_LOST, CRASHED], 2, RunState.FAILED),
+        ([NODE_LOST] * MAX_FREE + [NO_SPACE], 1, RunState.FAILED),
         # Being stopped is nobody's failure, and does not count as one.
         ([STOPPED], 1, RunState.PENDING),
         ([STOPPED, STOPPED, STOPPED], 1, RunState.PENDING),
@@ -32,7 +55,7 @@ CRASHED, LOST, STOPPED = AttemptState.CRASHED, AttemptState.LOST, AttemptState.S
         # What failed by its own doing would only fail again, however many attempts are left.
         ([AttemptState.USER_ERROR], 9, RunState.FAILED),
         ([AttemptState.NONFINITE], 9, RunState.FAILED),
-        ([AttemptState.OUT_OF_MEMORY], 9, RunState.FAILED),
+        ([OUT_OF_MEMORY], 9, RunState.FAILED),
         ([AttemptState.BAD_RESULT], 9, RunState.FAILED),
         ([AttemptState.TIMED_OUT], 9, RunState.FAILED),
         ([CRASHED, AttemptState.USER_ERROR], 9, RunState.FAILED),
@@ -41,22 +64,73 @@ CRASHED, LOST, STOPPED = AttemptState.CRASHED, AttemptState.LOST, AttemptState.S
 def test_a_run_goes_on_as_the_table_says(
     ends: list[AttemptState], max_attempts: int, expected: RunState
 ) -> None:
-    assert after_attempt(ends, max_attempts=max_attempts) is expected
+    assert after_attempt(ends, max_attempts=max_attempts).state is expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "wait", "elsewhere"),
+    [
+        ([CRASHED], 5.0, True),
+        ([CRASHED, STALLED], 10.0, True),
+        ([CRASHED, LOST, CRASHED], 20.0, True),
+        ([CRASHED] * 12, MAX_BACKOFF_SECONDS, True),
+        # Only what counts makes the next pause longer.
+        ([NODE_LOST, NO_SPACE, STOPPED, CRASHED], 5.0, True),
+        ([CRASHED, NODE_LOST], 0.0, False),
+        ([NO_SPACE], 0.0, False),
+        ([STOPPED], 0.0, False),
+    ],
+)
+def test_what_failed_waits_longer_each_time_and_goes_elsewhere(
+    ends: list[AttemptState], wait: float, elsewhere: bool
+) -> None:
+    verdict = after_attempt(ends, max_attempts=99, backoff_seconds=5.0)
+    assert verdict == Verdict(state=RunState.PENDING, wait_seconds=wait, elsewhere=elsewhere)
 
 
 def test_every_end_alone_leads_somewhere() -> None:
     for end in set(AttemptState) - {LAUNCHED}:
-        state = after_attempt([end], max_attempts=2)
+        state = after_attempt([end], max_attempts=2).state
         assert state is not RunState.RUNNING
-        assert (state is RunState.PENDING) == (end in RETRIED | {STOPPED})
+        assert (state is RunState.PENDING) == (end in COUNTED | FREE | {STOPPED})
 
 
-def test_no_sequence_of_failures_goes_on_for_ever() -> None:
+@pytest.mark.parametrize("kinds", [COUNTED, FREE, COUNTED | FREE])
+def test_no_sequence_of_failures_goes_on_for_ever(kinds: frozenset[AttemptState]) -> None:
     ends: list[AttemptState] = []
-    while not ends or after_attempt(ends, max_attempts=5) is RunState.PENDING:
-        ends.append(CRASHED if len(ends) % 2 else LOST)
-        assert len(ends) <= 5
-    assert len(ends) == 5
+    order = sorted(kinds)
+    while not ends or after_attempt(ends, max_attempts=5).state is RunState.PENDING:
+        ends.append(order[len(ends) % len(order)])
+        assert len(ends) <= 5 + MAX_FREE + 1
+
+
+@pytest.mark.parametrize(
+    ("ends", "fault"),
+    [
+        ([], False),
+        ([CRASHED], False),
+        ([CRASHED, CRASHED], True),
+        ([STALLED, LOST], True),
+        ([CRASHED, FINISHED, CRASHED], False),
+        ([CRASHED, CRASHED, FINISHED], False),
+        ([FINISHED, CRASHED, STALLED], True),
+        # Settings, a loss that is no number, a full disk: no fault of the node's.
+        ([AttemptState.USER_ERROR, AttemptState.USER_ERROR], False),
+        ([AttemptState.NONFINITE, CRASHED], False),
+        ([NO_SPACE, NO_SPACE], False),
+        ([STOPPED, STOPPED], False),
+    ],
+)
+def test_two_failures_in_a_row_are_the_nodes(ends: list[AttemptState], fault: bool) -> None:
+    assert is_node_at_fault(ends) is fault
+
+
+def test_the_last_node_is_never_given_up() -> None:
+    assert may_quarantine("a", {"a", "b"}, {})
+    assert not may_quarantine("a", {"a"}, {})
+    assert not may_quarantine("a", {"a", "b"}, {"b": "host"})
+    assert not may_quarantine("a", {"a", "b", "c"}, {"a": "host"})
+    assert may_quarantine("a", {"a", "b", "c"}, {"b": "host"})
 
 
 def worked(launched: float, ended: float | None) -> StageRow:

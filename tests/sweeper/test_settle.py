@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sweeper.agenda import waiting_jobs
+from sweeper.agenda import Agenda
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
 from sweeper.settle import recover
@@ -44,6 +44,17 @@ def pack(directory: AttemptDir) -> None:
     directory.packed.write_text('{"schema": 1, "status": "packed"}')
 
 
+def taken(agenda: Agenda) -> list[tuple[int, Stage, bool]]:
+    """All jobs in the order in which a slot would take them."""
+    jobs = []
+    while any(agenda.waiting(in_slot) for in_slot in (True, False)):
+        for in_slot in (False, True):
+            while job := agenda.take(in_slot=in_slot, node="n", nodes={"n"}, now=0.0):
+                jobs.append(job)
+    jobs.sort(key=lambda job: job.order)
+    return [(job.run.id, job.stage, job.attempt is None) for job in jobs]
+
+
 def test_every_stage_is_taken_up_where_it_was(sweep: SweepDir, ledger: Ledger) -> None:
     trained = left_in(ledger, sweep, 0, TRAIN)
     end(trained)
@@ -77,13 +88,10 @@ def test_every_stage_is_taken_up_where_it_was(sweep: SweepDir, ledger: Ledger) -
     assert not emptied.trained_tensors.exists()
 
     # What has begun goes first, each with its next stage.
-    jobs = waiting_jobs(ledger, sweep, at_work=(), first=TRAIN)
-    assert [(job.run.id, job.stage, job.attempt is None) for job in jobs] == [
+    assert taken(Agenda.of(ledger, sweep, TRAIN)) == [
         *((1, PACK, False), (3, PACK, False), (4, SCORE, False)),
         *((2, TRAIN, True), (6, TRAIN, True)),
     ]
-    jobs = waiting_jobs(ledger, sweep, at_work={1, 2, 3}, first=Stage.ALL)
-    assert [(job.run.id, job.stage) for job in jobs] == [(4, SCORE), (6, Stage.ALL)]
     # Once more changes nothing.
     before = (ledger.runs(), ledger.attempts(), ledger.stages())
     recover(sweep, ledger, "another")

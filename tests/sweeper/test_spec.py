@@ -125,13 +125,13 @@ BAD: list[tuple[str, str, str]] = [
         "unknown key, nothing close",
         "zzz = 1\n" + HEAD + TRIAL,
         "zzz: unknown key (allowed: name, seeds, metric, workload, resources, limits, packing, "
-        "budget, env, trial)",
+        "budget, disk, storage, cost, env, process_env, trial)",
     ),
     (
         "unknown nested key",
         HEAD + "[limits]\nmax_second = 3\n" + TRIAL,
         "limits.max_second: unknown key; did you mean max_seconds? (allowed: max_seconds,"
-        " grace_seconds, max_attempts)",
+        " stall_seconds, grace_seconds, max_attempts, backoff_seconds)",
     ),
     (
         "unknown key of a trial",
