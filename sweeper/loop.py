@@ -23,18 +23,25 @@ from sweeper.judge import Outcome, judge
 from sweeper.launch import Tag
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState, StageRow
-from sweeper.policy import Verdict, after_attempt, is_node_at_fault, may_quarantine
+from sweeper.policy import (
+    NODE_FAILURES,
+    Verdict,
+    after_attempt,
+    is_node_at_fault,
+    may_quarantine,
+)
 from sweeper.progress import Progress
-from sweeper.provenance import describe_code, record_spec
+from sweeper.provenance import record_spec
 from sweeper.settle import can_go_on, record_end, record_stage, recover
+from sweeper.snapshot import Snapshot, check, prepare
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
+from sweeper.telling import Teller
 from sweeper.view import Observer, SweepView
 from sweeper.work import STOP_MARGIN_SECONDS, Work
 
 POLL_SECONDS = 0.5
-# How often those who look at the sweep are told, and how often the cluster is counted anew.
-LOOK_SECONDS = 0.5
+# How often the cluster is counted anew.
 COUNT_SECONDS = 5.0
 # How long to wait for another node when the last one that can hold a run is gone.
 LOST_NODES_SECONDS = 900.0
@@ -50,13 +57,11 @@ class Loop:
     sweep: SweepDir
     ledger: Ledger
     cluster: Cluster
-    progress: Progress
-    observer: Observer
+    teller: Teller
     interrupts: Interrupts
     session: str
     stop_seconds: float | None = None  # what there is after an interrupt; None: the runs' grace
-    code: str | None = None  # hash of what the runs execute
-    paused: str | None = None  # why nothing is launched
+    snapshot: Snapshot | None = None  # of the code; None where it is only on the nodes
     _work: dict[Slot, Work] = field(default_factory=dict)
     _ends: dict[int, list[AttemptState]] = field(default_factory=dict)  # by run, this session's
     _node_ends: dict[str, list[AttemptState]] = field(default_factory=dict)
@@ -65,7 +70,6 @@ class Loop:
     _run_bytes: int = 0  # what the largest attempt so far has written
     _lost_since: float | None = None  # since when no node can hold a run
     _told: bool = False
-    _next_look: float = 0.0
     _next_count: float = 0.0
 
     def __post_init__(self) -> None:
@@ -88,10 +92,10 @@ class Loop:
                 slot.follow()
                 work.check_echo()
             self._end_overdue()
-            self._look()
+            self.teller.look(self.cluster, self._work, self.agenda)
         if self.interrupts.count:
             self.ledger.pause()
-        self._look(now=True)
+        self.teller.look(self.cluster, self._work, self.agenda, now=True)
 
     def _goes_on(self) -> bool:
         return bool(self._work) if self.interrupts.count else not self.agenda.done
@@ -106,7 +110,7 @@ class Loop:
         if self.spec.resources.max_parallel is not None:
             wanted.append(self.spec.resources.max_parallel)
         runs.most = min(wanted)
-        self.observer.slots = max(1, runs.most)
+        self.teller.observer.slots = max(1, runs.most)
         if packing is not runs:
             packing.most = packing.capacity()
 
@@ -118,7 +122,7 @@ class Loop:
             now = time.monotonic()
             if self._lost_since is None:
                 self._lost_since = now
-                self.progress.note(f"waiting for a node: {error}")
+                self.teller.progress.note(f"waiting for a node: {error}")
             # What is at work may still end well.
             if not self._work and now - self._lost_since >= LOST_NODES_SECONDS:
                 raise
@@ -176,26 +180,15 @@ class Loop:
             at_work=len(self._work),
             reserve_bytes=self.spec.disk.reserve_bytes,
         )
-        self._pause(short)
+        self.teller.pause(short)
         return short is not None
-
-    def _pause(self, why: str | None) -> None:
-        if why is not None and self.paused is None:
-            self.progress.note(f"paused: {why}")
-        elif why is None and self.paused is not None:
-            self.progress.note("there is room again; the sweep goes on")
-        self.paused = why
 
     def _wait_for_room(self, error: sqlite3.OperationalError) -> None:
         """The ledger cannot be written: wait, so that nothing that has happened is lost."""
         if self.interrupts.count > 1:
-            raise UserError(f"{self.ledger_path}: {error}; make room, then go on") from error
-        self._pause(f"{self.ledger_path}: {error}; make room there")
+            raise UserError(f"{self.sweep.ledger}: {error}; make room, then go on") from error
+        self.teller.pause(f"{self.sweep.ledger}: {error}; make room there")
         time.sleep(POLL_SECONDS)
-
-    @property
-    def ledger_path(self) -> str:
-        return str(self.sweep.ledger)
 
     # ---- launches
 
@@ -204,7 +197,7 @@ class Loop:
         directory, rows = self._record_launch(job, slot)
         tag = Tag(sweep=self.uid, session=self.session, launch=rows[-1].id)
         trial = self.trials[job.run.trial]
-        work = Work.of(self.spec, tag, job.run, trial, directory, rows, slot.node)
+        work = Work.of(self.spec, tag, job.run, trial, directory, rows, slot.node, self.snapshot)
         work.request = replace(work.request, dead=frozenset(self._dead))
         self._work[slot] = work
         slot.start(work.request, directory)
@@ -223,7 +216,7 @@ class Loop:
                 path=str(directory.path.relative_to(self.sweep.path)),
                 host=host,
                 gpus=gpus,
-                code=self.code,
+                code=None if self.snapshot is None else self.snapshot.sha256,
                 stage=job.stage,
             )
             return directory.of(job.stage), self.ledger.stages(attempt)
@@ -270,7 +263,7 @@ class Loop:
             return outcome
         if slot.hung is not None and work.ending is None:
             work.end(AttemptState.STALLED, slot.hung)
-            self.ledger.note("stall", f"{work.trial.name}, seed {work.run.seed}: {slot.hung}")
+            self.teller.note("stall", f"{work.trial.name}, seed {work.run.seed}: {slot.hung}")
         if work.ending is not None:
             return replace(outcome, state=work.ending, message=work.reason or outcome.message)
         if outcome.state is AttemptState.LOST and slot.failure is not None:
@@ -309,13 +302,8 @@ class Loop:
             node, self.cluster.usable_nodes(), quarantined
         ):
             return
-        host = self.cluster.quarantine(node)
-        text = (
-            f"{host}: no more runs go to this node ({node[:12]}), the last {len(ends[-2:])} on it "
-            f"failed; the latest: {outcome.message}"
-        )
-        self.ledger.note("quarantine", text)
-        self.progress.note(text)
+        why = f"the last {NODE_FAILURES} on it failed; the latest: {outcome.message}"
+        self.teller.quarantine(node, self.cluster.quarantine(node), why)
 
     def _end_overdue(self) -> None:
         """Stop runs that have had their time, and all runs after an interrupt."""
@@ -341,16 +329,10 @@ class Loop:
             grace = self.spec.limits.grace_seconds
             if self.stop_seconds is not None:
                 grace = min(grace, self.stop_seconds)
-            self.progress.note(
+            self.teller.progress.note(
                 f"stopping: the runs have {grace:g} s to end; interrupt again to end them at once"
             )
         self._told = True
-
-    def _look(self, *, now: bool = False) -> None:
-        """Tell those who look how the sweep stands, not too often."""
-        if now or time.monotonic() >= self._next_look:
-            self.progress.update(self.observer.look())
-            self._next_look = time.monotonic() + LOOK_SECONDS
 
 
 def run_sweep(
@@ -361,35 +343,44 @@ def run_sweep(
     spec_text: str,
     progress: Progress,
     extend: bool = False,
+    update_code: bool = False,
     stop_seconds: float | None = None,
 ) -> SweepView:
     """Run what is left of a sweep and return how it stands.
 
-    With `extend` the spec may have more trials and seeds than the sweep has had so far. After an
+    With `extend` the spec may have more trials and seeds than the sweep has had so far; with
+    `update_code` what is left runs today's code, not that which the sweep began with. After an
     interrupt everything is over within about `stop_seconds`, or within the runs' grace.
 
     Raises UserError when another driver holds the sweep, when its ledger is of another spec, or
     when no node of the cluster can hold a run. On SIGINT or SIGTERM the runs at work are stopped
     within their grace and wait for the next call; then KeyboardInterrupt is raised.
     """
+    unchecked = check(spec, sweep)
     with (
         hold(sweep),
         closing(Ledger.open_for_writing(sweep.ledger, spec, extend=extend)) as ledger,
     ):
-        record_spec(sweep, spec, spec_text)
         session = secrets.token_hex(8)
         recover(sweep, ledger, session, spec.disk.remove)
         ledger.reopen_failed()
         observer = Observer(sweep, ledger)
         if observer.look().over:
             return observer.look()
+        finished = any(run.state is RunState.FINISHED for run in ledger.runs())
+        snapshot, kept = prepare(spec.workload, sweep, finished=finished, update=update_code)
+        record_spec(sweep, spec, spec_text, snapshot)
         with Interrupts().catch() as interrupts, progress.show():
+            for text in filter(None, (unchecked, kept)):
+                progress.note(text)
+                ledger.note("code", text)
             progress.update(observer.look())
             with Cluster(spec, options, sweep) as cluster:
+                teller = Teller(sweep, ledger, progress, observer)
                 loop = Loop(
-                    *(spec, sweep, ledger, cluster, progress, observer, interrupts, session),
+                    *(spec, sweep, ledger, cluster, teller, interrupts, session),
                     stop_seconds=stop_seconds,
-                    code=describe_code(spec.workload.module)["sha256"],
+                    snapshot=snapshot,
                 )
                 loop.run()
         if interrupts.count:

@@ -24,6 +24,7 @@ from sweeper.layout import SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
 from sweeper.loop import Loop
 from sweeper.progress import Progress
+from sweeper.telling import Teller
 from sweeper.view import Observer
 from tests.sweeper.conftest import ROOT, alive, make_spec, wait_until
 from tests.sweeper.ray_helpers import (
@@ -31,11 +32,13 @@ from tests.sweeper.ray_helpers import (
     Head,
     Place,
     a_head,
+    free_port,
+)
+from tests.sweeper.sweeps import (
     attempt_dir,
     attempt_states,
     attempts,
     check_finished,
-    free_port,
     open_gate,
     run_states,
 )
@@ -276,7 +279,7 @@ def test_while_a_sweep_runs_others_may_look_but_not_touch(place: Place, head: He
     # ^C: the runs are asked to stop, and wait for the next time.
     driver.interrupt()
     assert driver.wait() == 130, driver.said
-    assert driver.stderr.read_text().endswith("stopped.toml` goes on where it was\n")
+    assert driver.stderr.read_text().endswith("resume stopped` goes on where it was\n")
     assert not place.runs()
     assert list(run_states(sweep).values()) == [RunState.FINISHED] * 2 + [RunState.PENDING] * 4
     (row,) = attempts(sweep)["few", 314]
@@ -389,13 +392,18 @@ class LostCluster:
         raise AssertionError("it waits for what cannot come")
 
 
-def test_a_sweep_does_not_wait_for_nodes_that_are_lost(tmp_path: Path) -> None:
+def test_a_sweep_does_not_wait_for_ever_for_nodes_that_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeper.loop.COUNT_SECONDS", 0.0)
+    monkeypatch.setattr("sweeper.loop.LOST_NODES_SECONDS", 0.0)
     spec, sweep = make_spec(), SweepDir(tmp_path)
     progress = Progress(Console(file=io.StringIO()))
     with closing(Ledger.open_for_writing(sweep.ledger, spec)) as ledger:
         observer = Observer(sweep, ledger)
         cluster = cast(Cluster, LostCluster())
-        loop = Loop(spec, sweep, ledger, cluster, progress, observer, Interrupts(), "session")
+        teller = Teller(sweep, ledger, progress, observer)
+        loop = Loop(spec, sweep, ledger, cluster, teller, Interrupts(), "session")
         with pytest.raises(UserError, match="lost its nodes"):
             loop.run()
 
