@@ -82,6 +82,11 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-cpus", type=int, metavar="N", help="of the Ray started here")
     command.add_argument("--num-gpus", type=int, metavar="N", help="of the Ray started here")
     command.add_argument(
+        "--update-code",
+        action="store_true",
+        help="what is left runs today's code, not the copy that the sweep began with",
+    )
+    command.add_argument(
         "--stop-seconds",
         type=float,
         metavar="S",
@@ -145,8 +150,8 @@ def _drive(
     """Run what is left of a sweep, and print its results."""
     from sweeper.cluster import ClusterOptions
     from sweeper.ledger import RunState
-    from sweeper.loop import run_sweep
     from sweeper.progress import Progress, say
+    from sweeper.session import run_sweep
 
     options = ClusterOptions(
         address=arguments.address, num_cpus=arguments.num_cpus, num_gpus=arguments.num_gpus
@@ -159,6 +164,7 @@ def _drive(
             spec_text=spec_text,
             progress=Progress(),
             extend=extend,
+            update_code=arguments.update_code,
             stop_seconds=arguments.stop_seconds,
         )
     except KeyboardInterrupt:

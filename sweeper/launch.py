@@ -6,12 +6,15 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,13 @@ import psutil
 
 from sweeper import guard
 from sweeper.layout import AttemptDir
+from sweeper.snapshot import place_files
 from sweeper.stages import Stage
+from sweeper.stall import StallWatch, dump_stacks
 
 TAG_NAME = "SWEEPER_TAG"
+TAG_ENTRY = re.compile(rb"(?:^|\0)SWEEPER_TAG=([^\0]*)")
+STALL_POLL_SECONDS = 2.0
 PROJECT = Path(__file__).resolve().parent.parent
 # What a run must not inherit from the process that launches it: torchrun or stage of another run.
 FOREIGN_NAMES = (
@@ -59,11 +66,24 @@ class Tag:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """Where the nodes of one run meet, and which of them this is."""
+
+    node: int
+    nodes: int
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
     """All that a host needs to know to launch one attempt, or the `number`-th time a stage of it.
 
-    `env` holds the hyperparameters by their environment names; `dead` the launches of this
-    session that are known to be over, whatever may still run of them on the host.
+    `env` holds the hyperparameters by their environment names, `process_env` what else the
+    processes are given; `dead` the launches of this session that are known to be over, whatever may
+    still run of them on the host. `code` is a directory on the host with a snapshot of the code:
+    of a `script` its `files` are copied into the run's directory, else it goes before all others on
+    PYTHONPATH. With a `rendezvous` it is one node's share of a run on several.
     """
 
     tag: Tag
@@ -74,15 +94,24 @@ class LaunchRequest:
     cpus: int
     grace_seconds: float
     env: Mapping[str, str]
+    script: str | None = None
+    arguments: tuple[str, ...] = ()
+    code: str | None = None
+    files: tuple[str, ...] = ()
+    process_env: Mapping[str, str] = field(default_factory=dict)
     stage: Stage = Stage.ALL
     number: int = 1
     nice: int = 0
+    stall_seconds: float | None = None
+    events_from: int = 0
     dead: frozenset[int] = frozenset()
+    rendezvous: Rendezvous | None = None
 
     @property
     def attempt(self) -> AttemptDir:
         """Where it works."""
-        return AttemptDir(Path(self.directory)).of(self.stage, self.number)
+        attempt = AttemptDir(Path(self.directory)).of(self.stage, self.number)
+        return attempt if self.rendezvous is None else attempt.on(self.rendezvous.node)
 
 
 class RunningAttempt:
@@ -94,10 +123,14 @@ class RunningAttempt:
     def __init__(self, request: LaunchRequest, gpus: Sequence[str]) -> None:
         """Reap what is left of earlier launches, then make this one."""
         self._tag = request.tag
+        self._attempt = request.attempt
+        self._stalls = StallWatch(request.attempt, request.stall_seconds, request.events_from)
         self._lock = threading.Lock()
         reap_leftovers(request.tag, request.dead)
         attempt = request.attempt
         attempt.logs.mkdir(parents=True, exist_ok=True)
+        if request.script is not None and request.code is not None:
+            place_files(request.code, request.files, attempt.path)
         command, env = build_command(request), build_env(request, gpus)
         facts = dataclasses.asdict(request) | {"command": command, "gpus": list(gpus)}
         facts |= {"dead": sorted(request.dead), "inherited": inherited_names(request)}
@@ -121,12 +154,30 @@ class RunningAttempt:
         finally:
             os.close(read_end)
 
-    def wait(self) -> None:
-        """Return once nothing of the attempt runs any more; exit.json is there by then."""
+    def wait(self) -> str | None:
+        """Return once nothing of the attempt runs any more; exit.json is there by then.
+
+        A run that hangs is ended, after a look at its stacks; then this says so, as a sentence.
+        """
+        hung = self._watch()
         self._guard.wait()
         self.kill()
-        # Nothing is found here unless the guard itself was killed.
-        end_tagged(lambda tag: tag == self._tag)
+        if not self._attempt.exit.exists():
+            # The guard itself was killed, or has no room to write; else it has left nothing.
+            end_tagged(lambda tag: tag == self._tag)
+        return hung
+
+    def _watch(self) -> str | None:
+        """Return when the guard has ended, or when the run hangs and has been told to end."""
+        with contextlib.suppress(ProcessLookupError), _watched(self._guard.pid) as guard:
+            while not guard.poll(STALL_POLL_SECONDS * 1000):
+                hung = self._stalls.check(time.monotonic())
+                if hung is not None:
+                    stacks = dump_stacks(self._guard.pid, self._attempt.logs / "stacks")
+                    where = f"; its stacks are in {stacks[0].parent}" if stacks else ""
+                    self.stop()
+                    return hung + where
+        return None
 
     def stop(self) -> None:
         """Ask the run to end itself; what is left after its grace is killed."""
@@ -141,16 +192,46 @@ class RunningAttempt:
             os.close(alive)
 
 
+@contextlib.contextmanager
+def _watched(pid: int) -> Iterator[select.poll]:
+    """A child to wait for with a timeout in ms, without asking again and again.
+
+    Raises ProcessLookupError when it has ended and somebody has taken note of it.
+    """
+    file = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        yield poll
+    finally:
+        os.close(file)
+
+
 def build_command(request: LaunchRequest) -> list[str]:
-    """The argv that trains: torchrun with a guard before each rank, or the module alone."""
+    """The argv that trains: torchrun with a guard before each rank, or the workload alone."""
     python = sys.executable
+    work = [python, "-m", request.module]
+    if request.script is not None:
+        work = [python, str(request.attempt.path / request.script)]
+    work += request.arguments
     if request.launch == "exec":
-        return [python, "-m", request.module]
-    shim = [python, "-I", "-S", guard.__file__, "rank", "--", python, "-m", request.module]
+        return work
+    shim = [python, "-I", "-S", guard.__file__, "rank", "--", *work]
     return [
         *(python, "-m", "torch.distributed.run"),
-        *("--standalone", f"--nproc-per-node={request.processes}", "--max-restarts=0"),
+        *_meeting(request.rendezvous),
+        *(f"--nproc-per-node={request.processes}", "--max-restarts=0"),
         *("--redirects=3", f"--log-dir={request.attempt.logs / 'ranks'}", "--no-python", *shim),
+    ]
+
+
+def _meeting(rendezvous: Rendezvous | None) -> list[str]:
+    """How the launchers of a run find each other, as options of torchrun."""
+    if rendezvous is None:
+        return ["--standalone"]
+    return [
+        *(f"--nnodes={rendezvous.nodes}", f"--node-rank={rendezvous.node}"),
+        *(f"--master-addr={rendezvous.address}", f"--master-port={rendezvous.port}"),
     ]
 
 
@@ -176,12 +257,15 @@ def inherited_names(request: LaunchRequest) -> list[str]:
 
 
 def _set_env(request: LaunchRequest, gpus: Sequence[str]) -> dict[str, str]:
-    path = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    given = request.process_env.get("PYTHONPATH") or os.environ.get("PYTHONPATH")
+    # A script's own directory goes first by itself; it is given none of this project's modules.
+    ours = [] if request.script is not None else [request.code, str(PROJECT)]
     return {
         # Ray gives its workers one thread; training wants its share of the slot's.
         "OMP_NUM_THREADS": str(max(1, request.cpus // request.processes)),
-        "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
+        **request.process_env,
+        "PYTHONPATH": os.pathsep.join(filter(None, [*ours, given])),
         # Empty where the slot holds no GPU: a run may not use what others reserve.
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         **request.env,
@@ -227,9 +311,16 @@ def end_tagged(wanted: Callable[[Tag], bool]) -> int:
 def tagged_processes() -> list[tuple[psutil.Process, Tag]]:
     """The processes of this host, this one's user, that carry a sweep's tag."""
     tagged = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            tag = Tag.parse(process.environ().get(TAG_NAME, ""))
-            if tag is not None and process.pid != os.getpid():
-                tagged.append((process, tag))
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        # Read as it lies there: this is done before each launch, on hosts with many processes.
+        with (
+            contextlib.suppress(psutil.Error, OSError),
+            open(f"/proc/{entry}/environ", "rb") as file,
+        ):
+            found = TAG_ENTRY.search(file.read())
+            tag = Tag.parse(found[1].decode(errors="replace")) if found else None
+            if tag is not None:
+                tagged.append((psutil.Process(int(entry)), tag))
     return tagged

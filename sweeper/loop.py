@@ -1,23 +1,21 @@
 """The sweep itself: fill the slots, take in what ends, write the ledger; one thread.
 
 Any process here may die at any moment. What the ledger says was launched and what lies in the
-attempt's directory are enough to go on: `run_sweep` with the same spec adopts what finished,
-ends what still runs, and launches the rest.
+attempt's directory are enough to go on: a later session (sweeper/session.py) adopts
+what finished, ends what still runs, and launches the rest.
 """
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import time
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from sweeper import disk
 from sweeper.agenda import Agenda, Job
-from sweeper.cluster import Cluster, ClusterOptions, Pool, Slot
+from sweeper.cluster import Cluster, Pool, Slot
 from sweeper.contract import end_events
-from sweeper.driver import Interrupts, hold
+from sweeper.driver import Interrupts
 from sweeper.errors import UserError
 from sweeper.judge import Outcome, judge
 from sweeper.launch import Tag
@@ -30,14 +28,11 @@ from sweeper.policy import (
     is_node_at_fault,
     may_quarantine,
 )
-from sweeper.progress import Progress
-from sweeper.provenance import record_spec
-from sweeper.settle import can_go_on, record_end, record_stage, recover
-from sweeper.snapshot import Snapshot, check, prepare
+from sweeper.settle import can_go_on, checkpoint_of, record_end, record_stage
+from sweeper.snapshot import Snapshot
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
 from sweeper.telling import Teller
-from sweeper.view import Observer, SweepView
 from sweeper.work import STOP_MARGIN_SECONDS, Work
 
 POLL_SECONDS = 0.5
@@ -199,8 +194,18 @@ class Loop:
         trial = self.trials[job.run.trial]
         work = Work.of(self.spec, tag, job.run, trial, directory, rows, slot.node, self.snapshot)
         work.request = replace(work.request, dead=frozenset(self._dead))
+        if job.attempt is None and self.agenda.attempts[job.run.id] > 1:
+            self._go_on_from_checkpoint(work, slot)
         self._work[slot] = work
         slot.start(work.request, directory)
+
+    def _go_on_from_checkpoint(self, work: Work, slot: Slot) -> None:
+        """Let a new attempt begin where an earlier one was, if it left that on this disk."""
+        assert slot.facts is not None
+        path = checkpoint_of(self.sweep, self.ledger.attempts(work.run.id)[:-1])
+        if path is not None and slot.facts.sees_driver_disk:
+            env = {**work.request.env, "RESUME_FROM": str(path)}
+            work.request = replace(work.request, env=env)
 
     def _record_launch(self, job: Job, slot: Slot) -> tuple[AttemptDir, list[StageRow]]:
         """The directory of what is launched, and all the attempt's launches, this one last."""
@@ -333,56 +338,3 @@ class Loop:
                 f"stopping: the runs have {grace:g} s to end; interrupt again to end them at once"
             )
         self._told = True
-
-
-def run_sweep(
-    spec: SweepSpec,
-    sweep: SweepDir,
-    options: ClusterOptions,
-    *,
-    spec_text: str,
-    progress: Progress,
-    extend: bool = False,
-    update_code: bool = False,
-    stop_seconds: float | None = None,
-) -> SweepView:
-    """Run what is left of a sweep and return how it stands.
-
-    With `extend` the spec may have more trials and seeds than the sweep has had so far; with
-    `update_code` what is left runs today's code, not that which the sweep began with. After an
-    interrupt everything is over within about `stop_seconds`, or within the runs' grace.
-
-    Raises UserError when another driver holds the sweep, when its ledger is of another spec, or
-    when no node of the cluster can hold a run. On SIGINT or SIGTERM the runs at work are stopped
-    within their grace and wait for the next call; then KeyboardInterrupt is raised.
-    """
-    unchecked = check(spec, sweep)
-    with (
-        hold(sweep),
-        closing(Ledger.open_for_writing(sweep.ledger, spec, extend=extend)) as ledger,
-    ):
-        session = secrets.token_hex(8)
-        recover(sweep, ledger, session, spec.disk.remove)
-        ledger.reopen_failed()
-        observer = Observer(sweep, ledger)
-        if observer.look().over:
-            return observer.look()
-        finished = any(run.state is RunState.FINISHED for run in ledger.runs())
-        snapshot, kept = prepare(spec.workload, sweep, finished=finished, update=update_code)
-        record_spec(sweep, spec, spec_text, snapshot)
-        with Interrupts().catch() as interrupts, progress.show():
-            for text in filter(None, (unchecked, kept)):
-                progress.note(text)
-                ledger.note("code", text)
-            progress.update(observer.look())
-            with Cluster(spec, options, sweep) as cluster:
-                teller = Teller(sweep, ledger, progress, observer)
-                loop = Loop(
-                    *(spec, sweep, ledger, cluster, teller, interrupts, session),
-                    stop_seconds=stop_seconds,
-                    snapshot=snapshot,
-                )
-                loop.run()
-        if interrupts.count:
-            raise KeyboardInterrupt
-        return observer.look()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import subprocess
@@ -12,20 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.layout import SweepDir
-from sweeper.spec import SweepSpec
+from sweeper.snapshot import Snapshot
+from sweeper.spec import SweepSpec, Workload
 
 PACKAGES = ("torch", "ray", "numpy", "brotli", "sentencepiece", "optuna")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def record_spec(sweep: SweepDir, spec: SweepSpec, spec_text: str) -> None:
-    """Write the spec as given and as understood, with code and versions, once per sweep."""
-    if sweep.resolved_spec.exists():
+def record_spec(
+    sweep: SweepDir,
+    spec: SweepSpec,
+    spec_text: str,
+    snapshot: Snapshot | None = None,
+    *,
+    again: bool = False,
+) -> None:
+    """Write the spec as given and as understood, with code and versions; once, or `again`."""
+    if sweep.resolved_spec.exists() and not again:
         return
     sweep.spec.write_text(spec_text)
     facts = {
         "spec": spec.model_dump(mode="json", by_alias=True),
-        "code": describe_code(spec.workload.module),
+        "code": describe_code(spec.workload, snapshot),
         "versions": describe_versions(),
     }
     partial = sweep.resolved_spec.with_suffix(".partial")
@@ -33,37 +39,19 @@ def record_spec(sweep: SweepDir, spec: SweepSpec, spec_text: str) -> None:
     partial.replace(sweep.resolved_spec)
 
 
-def describe_code(module: str) -> dict[str, Any]:
-    """Hash over the sources of the workload's package, and the state of git, if any.
+def describe_code(workload: Workload, snapshot: Snapshot | None) -> dict[str, Any]:
+    """What a sweep executes, the hash over its files, and the state of git, if any.
 
     The hash is None where the workload cannot be found from here.
     """
-    sources = _sources(module.split(".", maxsplit=1)[0])
-    digest = hashlib.sha256()
-    for name, path in sorted(sources.items()):
-        digest.update(name.encode() + b"\0" + path.read_bytes())
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain")
     return {
-        "workload": module,
-        "sha256": digest.hexdigest() if sources else None,
+        "workload": workload.script or workload.module,
+        "sha256": None if snapshot is None else snapshot.sha256,
+        "files": [] if snapshot is None else list(snapshot.files),
         "git_commit": commit or None,
         "git_dirty": bool(changed) if commit else None,
-    }
-
-
-def _sources(name: str) -> dict[str, Path]:
-    """The source files of a top-level package or module, by their names in it."""
-    found = importlib.util.find_spec(name)  # looks, imports nothing
-    if found is None:
-        return {}
-    if found.submodule_search_locations is None:
-        path = Path(found.origin or "")
-        return {path.name: path} if path.suffix == ".py" else {}
-    return {
-        path.relative_to(package).as_posix(): path
-        for package in map(Path, found.submodule_search_locations)
-        for path in package.glob("**/*.py")
     }
 
 

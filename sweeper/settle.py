@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from sweeper.disk import remove_matching
 from sweeper.judge import Outcome, ended_at, judge, next_stage
 from sweeper.launch import Tag, reap_leftovers
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunState
-from sweeper.stages import Stage
+from sweeper.policy import COUNTED
+from sweeper.stages import CHECKPOINT, Stage
 
 DRIVER_ENDED = "the sweep's driver ended before the run did"
 
@@ -57,6 +59,20 @@ def can_go_on(directory: AttemptDir) -> bool:
     """Whether a stage that broke off may be repeated by itself, with what training has left."""
     repeatable = directory.stage in (Stage.PACK, Stage.SCORE)
     return repeatable and next_stage(directory) is not Stage.TRAIN
+
+
+def checkpoint_of(sweep: SweepDir, attempts: Sequence[AttemptRow]) -> Path | None:
+    """From where a new attempt at a run can go on, given those before; None: from the beginning.
+
+    Not from where one before it went on and then failed by itself: the checkpoint may be why.
+    """
+    for attempt in reversed(attempts):
+        path = sweep.path / attempt.path / CHECKPOINT
+        if path.is_file():
+            return path
+        if attempt.state in COUNTED:
+            return None
+    return None
 
 
 def recover(sweep: SweepDir, ledger: Ledger, session: str, remove: Collection[str] = ()) -> None:

@@ -10,6 +10,7 @@ import enum
 
 TRAINED, TRAINED_TENSORS, PACKED = "trained.json", "trained.pt", "packed.json"
 ARTIFACT = "final_model.int6.ptz"
+CHECKPOINT = "checkpoint.pt"  # the state of a run that has not ended
 
 
 class Stage(enum.StrEnum):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
-from sweeper.contract import EventReader
 from sweeper.judge import wrong_settings
 from sweeper.launch import LaunchRequest, Tag
 from sweeper.layout import AttemptDir
 from sweeper.ledger import AttemptState, RunRow, StageRow, TrialRow
+from sweeper.logreader import RunReader
 from sweeper.policy import seconds_left
+from sweeper.snapshot import Snapshot, launch_facts
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
 
@@ -29,14 +30,14 @@ class Work:
     node: str
     request: LaunchRequest
     deadline: float | None  # by the monotonic clock
-    events: EventReader = field(init=False)
+    events: RunReader = field(init=False)
     confirmed: bool = False  # its echo has been seen, and is as asked
     ending: AttemptState | None = None  # what it is being stopped for
     reason: str | None = None
     kill_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.events = EventReader(self.directory.events, self.launch.events_from)
+        self.events = RunReader(self.directory, self.launch.events_from)
 
     @classmethod
     def of(
@@ -48,6 +49,7 @@ class Work:
         directory: AttemptDir,
         launches: list[StageRow],
         node: str,
+        snapshot: Snapshot | None = None,
     ) -> Work:
         """What is to be launched in a directory; the attempt's launches so far, this one last."""
         launch = launches[-1]
@@ -65,6 +67,7 @@ class Work:
             number=directory.number,
             stall_seconds=limits.stall_seconds,
             events_from=launch.events_from,
+            **launch_facts(spec, snapshot),
         )
         if launch.stage is Stage.PACK:
             request = _alone(spec, request)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from sweeper.agenda import Agenda
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
-from sweeper.settle import recover
+from sweeper.settle import checkpoint_of, recover
 from sweeper.stages import Stage
 from tests.sweeper.conftest import result_facts
 
@@ -96,3 +98,32 @@ def test_every_stage_is_taken_up_where_it_was(sweep: SweepDir, ledger: Ledger) -
     before = (ledger.runs(), ledger.attempts(), ledger.stages())
     recover(sweep, ledger, "another")
     assert (ledger.runs(), ledger.attempts(), ledger.stages()) == before
+
+
+@pytest.mark.parametrize(
+    ("attempts", "expected"),
+    [
+        ("", None),
+        ("lost", None),
+        ("lost+", 1),
+        ("stopped+ node_lost", 1),
+        ("stopped+ crashed+", 2),
+        # What it went on from may be why it crashed.
+        ("node_lost+ crashed", None),
+        ("node_lost+ crashed node_lost", None),
+        ("node_lost+ crashed node_lost+ stopped", 3),
+    ],
+)
+def test_a_new_attempt_goes_on_from_the_last_checkpoint_that_is_not_in_doubt(
+    sweep: SweepDir, ledger: Ledger, attempts: str, expected: int | None
+) -> None:
+    run = ledger.runs()[0]
+    for number, text in enumerate(attempts.split(), start=1):
+        directory = sweep.path / str(number)
+        directory.mkdir()
+        if text.endswith("+"):
+            (directory / "checkpoint.pt").write_bytes(b"state")
+        row = ledger.launched(run, number=number, path=str(number), host="box", gpus="")
+        ledger.ended(row, AttemptState(text.removesuffix("+")), RunState.PENDING)
+    found = checkpoint_of(sweep, ledger.attempts(run.id))
+    assert found == (None if expected is None else sweep.path / str(expected) / "checkpoint.pt")

@@ -1,0 +1,72 @@
+"""One session of a sweep: everything that its driver holds, from the lock to the last word."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import closing
+
+from sweeper import snapshot as code
+from sweeper.cluster import Cluster, ClusterOptions
+from sweeper.driver import Interrupts, hold
+from sweeper.layout import SweepDir
+from sweeper.ledger import Ledger, RunState
+from sweeper.loop import Loop
+from sweeper.progress import Progress
+from sweeper.provenance import record_spec
+from sweeper.settle import recover
+from sweeper.spec import SweepSpec
+from sweeper.telling import Teller
+from sweeper.view import Observer, SweepView
+
+
+def run_sweep(
+    spec: SweepSpec,
+    sweep: SweepDir,
+    options: ClusterOptions,
+    *,
+    spec_text: str,
+    progress: Progress,
+    extend: bool = False,
+    update_code: bool = False,
+    stop_seconds: float | None = None,
+) -> SweepView:
+    """Run what is left of a sweep and return how it stands.
+
+    With `extend` the spec may have more trials and seeds than the sweep has had so far; with
+    `update_code` what is left runs today's code, else what the sweep began with. After an
+    interrupt everything is over within about `stop_seconds`, or within the runs' grace.
+
+    Raises UserError when another driver holds the sweep, when its ledger is of another spec, or
+    when no node of the cluster can hold a run. On SIGINT or SIGTERM the runs at work are stopped
+    within their grace and wait for the next call; then KeyboardInterrupt is raised.
+    """
+    unchecked = code.check(spec, sweep)
+    with (
+        hold(sweep),
+        closing(Ledger.open_for_writing(sweep.ledger, spec, extend=extend)) as ledger,
+    ):
+        session = secrets.token_hex(8)
+        recover(sweep, ledger, session, spec.disk.remove)
+        ledger.reopen_failed()
+        observer = Observer(sweep, ledger)
+        before = observer.look()
+        if before.over:
+            return before
+        finished = before.count(RunState.FINISHED) > 0
+        snapshot, told = code.prepare(spec.workload, sweep, finished=finished, update=update_code)
+        record_spec(sweep, spec, spec_text, snapshot, again=extend)
+        teller = Teller(sweep, ledger, progress, observer)
+        with Interrupts().catch() as interrupts, progress.show():
+            for text in filter(None, (unchecked, told)):
+                teller.note("code", text)
+            progress.update(before)
+            with Cluster(spec, options, sweep) as cluster:
+                loop = Loop(
+                    *(spec, sweep, ledger, cluster, teller, interrupts, session),
+                    stop_seconds=stop_seconds,
+                    snapshot=snapshot,
+                )
+                loop.run()
+        if interrupts.count:
+            raise KeyboardInterrupt
+        return observer.look()
