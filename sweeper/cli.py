@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from sweeper import cli_jobs
+from sweeper import cli_jobs, cli_watch
 
 if TYPE_CHECKING:
     from sweeper.layout import SweepDir
@@ -51,11 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_root(command)
     command.set_defaults(run=resume)
 
-    command = commands.add_parser("status", help="how a sweep stands, while it runs or after")
-    command.add_argument("name", metavar="NAME")
-    command.add_argument("--json", action="store_true", help="for programs")
-    _add_root(command)
-    command.set_defaults(run=status)
+    cli_watch.add(commands)
 
     command = commands.add_parser("report", help="a sweep's results: a row a configuration")
     command.add_argument("name", metavar="NAME")
@@ -124,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     spec = load_spec(arguments.spec, env=dict(arguments.env))
     sweep = SweepDir(root_from(arguments.root) / spec.name)
     text = arguments.spec.read_text(encoding="utf-8")
-    return _drive(arguments, spec, sweep, spec_text=text, extend=arguments.extend)
+    drive = partial(_drive, arguments, spec, sweep, spec_text=text, extend=arguments.extend)
+    return _keep(drive, arguments.address, spec.name)
 
 
 def resume(arguments: argparse.Namespace) -> int:
@@ -136,7 +135,18 @@ def resume(arguments: argparse.Namespace) -> int:
     sweep = SweepDir(root_from(arguments.root) / arguments.name)
     with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
         spec = ledger.spec
-    return _drive(arguments, spec, sweep)
+    return _keep(partial(_drive, arguments, spec, sweep), arguments.address, spec.name)
+
+
+def _keep(drive: Callable[[], int], address: str | None, name: str) -> int:
+    """Drive; on a cluster that is not ours, again after it has lost its head."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        return drive()
+    from sweeper.keeper import keep
+    from sweeper.progress import say
+
+    return keep(partial(_call, drive), address, say, name)
 
 
 def _drive(
@@ -150,6 +160,7 @@ def _drive(
     """Run what is left of a sweep, and print its results."""
     from sweeper.cluster import ClusterOptions
     from sweeper.ledger import RunState
+    from sweeper.logs import describe_failures
     from sweeper.progress import Progress, say
     from sweeper.session import run_sweep
 
@@ -175,37 +186,15 @@ def _drive(
     paths = write_report(sweep)
     print(report(sweep, "table"))
     print("\n".join(f"{_shown(path)}" for path in paths))
-    failed = [run for run in view.runs if run.state is RunState.FAILED]
-    for lost in failed:
-        say(f"failed: {lost.trial}, seed {lost.seed}: {lost.message}\n  logs: {lost.path}")
-    return SOME_FAILED if failed else OK
+    if not view.count(RunState.FAILED):
+        return OK
+    say(describe_failures(sweep))
+    return SOME_FAILED
 
 
 def _shown(path: Path) -> Path:
     """A path as a person would type it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def status(arguments: argparse.Namespace) -> int:
-    import json
-    from contextlib import closing
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from sweeper.layout import SweepDir, root_from
-    from sweeper.ledger import Ledger
-    from sweeper.progress import render
-    from sweeper.view import Observer
-
-    sweep = SweepDir(root_from(arguments.root) / arguments.name)
-    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
-        view = Observer(sweep, ledger).look()
-    if arguments.json:
-        print(json.dumps(asdict(view), indent=1))
-    else:
-        Console(soft_wrap=True).print(render(view))
-    return OK
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -233,12 +222,17 @@ def _become(module: str, arguments: list[str]) -> NoReturn:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code. What the user did wrong is said in one line."""
+    """Run one command; returns its exit code."""
+    parsed = build_parser().parse_args(arguments)
+    return _call(partial(parsed.run, parsed))
+
+
+def _call(command: Callable[[], int]) -> int:
+    """A command's exit code. What the user did wrong is said in one line."""
     from sweeper.errors import UserError
 
-    parsed = build_parser().parse_args(arguments)
     try:
-        code = int(parsed.run(parsed))
+        code = int(command())
         sys.stdout.flush()  # here, where a reader that has gone can be caught
         return code
     except UserError as error:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import math
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from sweeper.errors import UserError
 from sweeper.layout import SweepDir
+
+# Two of the same signal within so short a time are one.
+SAME_SECONDS = 0.5
+# Those who look at a sweep hold its lock for a moment, to see whether it has a driver.
+LOCK_TRIES, LOCK_PAUSE_SECONDS = 4, 0.05
 
 
 class Interrupts:
@@ -19,6 +28,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.count = 0
         self.signal: int | None = None
+        self._terminated = -math.inf
 
     @contextmanager
     def catch(self) -> Iterator[Interrupts]:
@@ -33,6 +43,12 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        # A whole process group that is told to end hears it here, and from the keeper once more.
+        if number == signal.SIGTERM and now - self._terminated < SAME_SECONDS:
+            return
+        if number == signal.SIGTERM:
+            self._terminated = now
         self.count += 1
         self.signal = number
 
@@ -50,7 +66,7 @@ def hold(sweep: SweepDir) -> Iterator[None]:
         raise UserError(f"{sweep.path}: cannot be written to: {error.strerror}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.seek(0)
             raise UserError(
@@ -61,3 +77,13 @@ def hold(sweep: SweepDir) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Take the lock; BlockingIOError when another holds it, and not just to see whether it can."""
+    for _ in range(LOCK_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_PAUSE_SECONDS)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
