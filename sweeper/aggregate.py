@@ -6,44 +6,57 @@ are, so that a missing seed is never dropped in silence.
 
 from __future__ import annotations
 
-import io
 import json
-import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from sweeper.layout import SweepDir
 from sweeper.ledger import AttemptRow, Ledger, RunRow, RunState
 from sweeper.stats import Summary, summarise
+from sweeper.tables import AND, as_markdown, as_table, records
 
-# Column of the runs' table -> how it is computed from a result.
-MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
-    "val_bpb": lambda r: r["val_bpb"],
-    "prequant_val_bpb": lambda r: r["prequant_val_bpb"],
-    "quant_val_bpb": lambda r: r["quant_val_bpb"],
-    # Both by plain windows, so that the gap holds quantisation and nothing else.
-    "quantisation_gap": lambda r: r["quant_val_bpb"] - r["prequant_val_bpb"],
-    "val_loss": lambda r: r["val_loss"],
-    "bytes_total": lambda r: r["bytes_total"],
-    "bytes_code": lambda r: r["bytes_code"],
-    "bytes_model": lambda r: r["bytes_model"],
-    "steps": lambda r: r["steps"],
-    "step_avg_ms": lambda r: r["step_avg_ms"],
-    "train_s": lambda r: r["train_time_ms"] / 1000,
-    "eval_s": lambda r: r["eval_time_s"],
+Result = dict[str, Any]
+
+
+def _named(name: str, scale: float = 1.0) -> Callable[[Result], float | None]:
+    def measure(result: Result) -> float | None:
+        value = result.get(name)
+        return None if value is None else value / scale if scale != 1.0 else value
+
+    return measure
+
+
+def _gap(result: Result) -> float | None:
+    """Both by plain windows, so that the gap holds quantisation and nothing else."""
+    after, before = result.get("quant_val_bpb"), result.get("prequant_val_bpb")
+    return None if after is None or before is None else after - before
+
+
+# Column of the runs' table -> how it is computed from a result; None where that does not say it.
+MEASURES: dict[str, Callable[[Result], float | None]] = {
+    "val_bpb": _named("val_bpb"),
+    "prequant_val_bpb": _named("prequant_val_bpb"),
+    "quant_val_bpb": _named("quant_val_bpb"),
+    "quantisation_gap": _gap,
+    "val_loss": _named("val_loss"),
+    "bytes_total": _named("bytes_total"),
+    "bytes_code": _named("bytes_code"),
+    "bytes_model": _named("bytes_model"),
+    "steps": _named("steps"),
+    "step_avg_ms": _named("step_avg_ms"),
+    "train_s": _named("train_time_ms", 1000),
+    "eval_s": _named("eval_time_s"),
 }
 # What has no mean over runs of different metrics: one may score a part of what another does.
 SCORES = ("val_bpb", "prequant_val_bpb", "quant_val_bpb", "quantisation_gap", "val_loss")
 GPU_SECONDS = ("gpu_s_reserved", "gpu_s_useful")
-SUBSET = "-subset"  # ends the name of a metric over a part of the validation tokens
-NO_FULL_SCORE = "scored on a subset of the validation tokens: not a full score"
-AND = " and "  # between the metrics of one trial's runs
+# A run whose steps take so much longer than others' do has had less training in its time.
+SLOW = 1.05
+FEWEST = 3  # of which there is a median worth the name
 FORMATS = ("table", "markdown", "json", "csv")
 
 
@@ -56,12 +69,38 @@ def runs_frame(ledger: Ledger) -> pd.DataFrame:
     reserved: dict[int, float] = {}
     for stage in ledger.stages():
         reserved[stage.attempt] = reserved.get(stage.attempt, 0.0) + stage.gpu_seconds
+    cost = ledger.spec.cost
+    price = None if cost is None else cost.usd_per_gpu_hour
     rows = []
     for run in ledger.runs():
         mine = attempts.get(run.id, [])
         gpu_seconds = sum(reserved.get(attempt.id, 0.0) for attempt in mine)
-        rows.append(_run_row(run, trials[run.trial], mine, gpu_seconds))
+        row = _run_row(run, trials[run.trial], mine, gpu_seconds)
+        rows.append(row | {"cost_usd": None if price is None else gpu_seconds / 3600 * price})
+    _mark_slow(rows)
     return pd.DataFrame(rows)
+
+
+def _mark_slow(rows: list[dict[str, Any]]) -> None:
+    """Say of every run with a step time how much slower it was than the median, where it was.
+
+    Its score depends on that where the time is limited. It is held against the runs of its trial
+    where enough of them have finished, else against the sweep's.
+    """
+    by_trial: dict[str, list[float]] = {}
+    for row in rows:
+        row["slow"] = None
+        if row["step_avg_ms"] is not None:
+            by_trial.setdefault(row["trial"], []).append(row["step_avg_ms"])
+    everywhere = [time for times in by_trial.values() for time in times]
+    for row in rows:
+        mine = by_trial.get(row["trial"], [])
+        others = mine if len(mine) >= FEWEST else everywhere
+        if row["step_avg_ms"] is None or len(others) < FEWEST:
+            continue
+        usual = statistics.median(others)
+        if usual > 0 and row["step_avg_ms"] > SLOW * usual:
+            row["slow"] = row["step_avg_ms"] / usual - 1
 
 
 def _run_row(
@@ -82,6 +121,7 @@ def _run_row(
         "gpu_s_useful": None if result is None or last is None else _useful(last, result),
         "resumed_from_step": None if result is None else result.get("resumed_from_step"),
         "stop_reason": None if result is None else result.get("stop_reason"),
+        "unconfirmed": None if result is None else ", ".join(result.get("unconfirmed") or ()),
         "message": None if last is None else last.message,
         "code": None if last is None else last.code,
         "host": None if last is None else last.host,
@@ -117,14 +157,22 @@ def trials_frame(ledger: Ledger) -> pd.DataFrame:
         row["metric"] = AND.join(metrics) or None
         for name in MEASURES:
             mixed = name in SCORES and len(metrics) > 1
-            values = [] if mixed else [float(value) for value in finished[name]]
+            # A mean over the runs that happen to say it would be of other runs than the score's.
+            unknown = mixed or finished[name].isna().any()
+            values = [] if unknown else [float(value) for value in finished[name]]
             row |= _columns(name, summarise(values))
         for name in GPU_SECONDS:
             unknown = finished.empty or finished[name].isna().any()
             row[f"{name}_mean"] = None if unknown else float(finished[name].mean())
-        largest = None if finished.empty else int(finished["bytes_total"].max())
+        sizes = finished["bytes_total"]
+        largest = None if finished.empty or sizes.isna().any() else int(sizes.max())
         fits = None if largest is None else largest <= budget
-        rows.append(row | {"bytes_total_max": largest, "within_budget": fits})
+        row |= {"bytes_total_max": largest, "within_budget": fits}
+        row["slow"] = int(mine["slow"].notna().sum())
+        priced = mine["cost_usd"].notna().any()
+        row["cost_usd"] = float(mine["cost_usd"].sum()) if priced else None
+        names = [name for text in finished["unconfirmed"] for name in text.split(", ") if name]
+        rows.append(row | {"unconfirmed": ", ".join(sorted(set(names)))})
     return pd.DataFrame(rows)
 
 
@@ -133,22 +181,6 @@ def _columns(name: str, summary: Summary) -> dict[str, float | None]:
     if name == "val_bpb":
         columns |= {"val_bpb_low95": summary.low, "val_bpb_high95": summary.high}
     return columns
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A frame's rows for JSON: missing values are None, counts stay whole."""
-    return [
-        {str(name): _plain(value) for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return int(value) if value.is_integer() and abs(value) >= 1e3 else value
-    return value.item() if hasattr(value, "item") else value
 
 
 def report(sweep: SweepDir, form: str) -> str:
@@ -161,8 +193,8 @@ def report(sweep: SweepDir, form: str) -> str:
             case "csv":
                 return trials_frame(ledger).to_csv(index=False).rstrip("\n")
             case "markdown":
-                return as_markdown(trials_frame(ledger))
-        return as_table(trials_frame(ledger), ledger)
+                return as_markdown(trials_frame(ledger), runs_frame(ledger))
+        return as_table(trials_frame(ledger), runs_frame(ledger), ledger.spec)
     finally:
         ledger.close()
 
@@ -175,6 +207,7 @@ def as_json(ledger: Ledger) -> dict[str, Any]:
         "metric": spec.metric,
         "seeds": list(spec.seeds),
         "budget_bytes": spec.budget.max_bytes,
+        "cost_usd": None if spec.cost is None else float(runs_frame(ledger)["cost_usd"].sum()),
         "trials": records(trials_frame(ledger)),
         "runs": records(runs_frame(ledger)),
     }
@@ -196,150 +229,3 @@ def write_report(sweep: SweepDir) -> list[Path]:
         partial.write_text(text)
         partial.replace(path)
     return list(texts)
-
-
-# ---- for people
-
-HEADINGS = (
-    "configuration",
-    "n",
-    "val_bpb",
-    "before quantisation",
-    "gap",
-    "bytes mean",
-    "bytes max",
-    "steps",
-    "ms/step",
-    "train s",
-    "eval s",
-)
-# Only where GPUs are used.
-GPU_HEADINGS = ("GPU s", "useful %")
-
-
-def headings(trials: pd.DataFrame) -> tuple[str, ...]:
-    """The headings of the table for people."""
-    return (*HEADINGS, *GPU_HEADINGS) if _uses_gpus(trials) else HEADINGS
-
-
-def _uses_gpus(trials: pd.DataFrame) -> bool:
-    return bool((trials["gpu_s_reserved_mean"].fillna(0.0) > 0).any())
-
-
-def rows_for_people(trials: pd.DataFrame) -> list[list[str]]:
-    """A row a trial, a cell a heading."""
-    gpus = _uses_gpus(trials)
-    return [cells(row) + (gpu_cells(row) if gpus else []) for row in records(trials)]
-
-
-def gpu_cells(row: dict[str, Any]) -> list[str]:
-    """GPU-seconds reserved, and the share of them in which the run was computed."""
-    reserved, useful = row["gpu_s_reserved_mean"], row["gpu_s_useful_mean"]
-    share = 100 * useful / reserved if reserved and useful is not None else None
-    return [_number(reserved, ",.0f"), _number(share, ".0f")]
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """One trial's row as text, a cell for each of HEADINGS."""
-    over = "" if row["within_budget"] in (True, None) else " over!"
-    return [
-        row["trial"],
-        f"{row['n']}/{row['seeds']}",
-        _spread(row["val_bpb_mean"], row["val_bpb_std"]),
-        _spread(row["prequant_val_bpb_mean"], row["prequant_val_bpb_std"]),
-        _number(row["quantisation_gap_mean"], "+.5f"),
-        _number(row["bytes_total_mean"], ",.0f"),
-        _number(row["bytes_total_max"], ",.0f") + over,
-        _number(row["steps_mean"], ",.0f"),
-        _number(row["step_avg_ms_mean"], ",.1f"),
-        _number(row["train_s_mean"], ",.1f"),
-        _number(row["eval_s_mean"], ",.1f"),
-    ]
-
-
-def as_table(trials: pd.DataFrame, ledger: Ledger) -> str:
-    """The table for a terminal, as wide as it needs to be."""
-    spec = ledger.spec
-    table = Table(
-        title=f"{spec.name}: val_bpb of the artifact, mean ± sample std over seeds "
-        + ", ".join(map(str, spec.seeds)),
-        title_justify="left",
-    )
-    for heading in headings(trials):
-        first = heading == HEADINGS[0]
-        table.add_column(
-            _stack(heading),
-            justify="left" if first else "right",
-            no_wrap=True,
-            overflow="ignore",
-        )
-    for row in rows_for_people(trials):
-        # As Text: a name may hold what rich takes for markup.
-        table.add_row(*map(Text, row))
-    buffer = io.StringIO()
-    Console(file=buffer, width=240, color_system=None).print(table)
-    lines = [line.rstrip() for line in buffer.getvalue().rstrip().splitlines()]
-    return "\n".join([*lines, *_remarks(trials)])
-
-
-def _stack(heading: str) -> str:
-    return heading.replace(" ", "\n", 1) if heading.startswith(("before", "bytes")) else heading
-
-
-def as_markdown(trials: pd.DataFrame) -> str:
-    names = headings(trials)
-    sides = [":--", *["--:"] * (len(names) - 1)]
-    rows = [list(names), sides, *rows_for_people(trials)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([*lines, *(f"\n{remark}" for remark in _remarks(trials))])
-
-
-def _remarks(trials: pd.DataFrame) -> list[str]:
-    """What a reader must know before believing the table."""
-    missing = trials[trials["n"] < trials["seeds"]]
-    incomplete = [
-        f"{row['trial']}: {row['n']} of {row['seeds']} seeds finished, {row['failed']} failed; "
-        "not to be compared yet"
-        for row in records(missing)
-    ]
-    resumed = [
-        f"{row['trial']}: {row['resumed']} of {row['n']} runs were interrupted and resumed"
-        for row in records(trials[trials["resumed"] > 0])
-    ]
-    mixed = [
-        f"{row['trial']}: its runs are of {row['codes']} versions of the code, so not of one "
-        "configuration"
-        for row in records(trials[trials["codes"] > 1])
-    ]
-    return [*incomplete, *resumed, *mixed, *_metric_remarks(trials)]
-
-
-def _metric_remarks(trials: pd.DataFrame) -> list[str]:
-    """Which scores are of different kinds, or of less than the whole."""
-    kinds: dict[str, list[str]] = {}
-    for row in records(trials[trials["metric"].notna()]):
-        kinds.setdefault(row["metric"], []).append(row["trial"])
-    mixed = [
-        f"{trial}: its runs are scored by different metrics ({kind}), so they have no mean"
-        for kind, names in kinds.items()
-        for trial in names
-        if AND in kind
-    ]
-    apart = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
-    between = f"trials are scored by different metrics, not to be compared: {apart}"
-    partial = [
-        f"{', '.join(names)}: {NO_FULL_SCORE}"
-        for kind, names in kinds.items()
-        if any(metric.endswith(SUBSET) for metric in kind.split(AND))
-    ]
-    return [*mixed, *([between] if len(kinds) > 1 else []), *partial]
-
-
-def _spread(mean: float | None, std: float | None) -> str:
-    if mean is None:
-        return "–"
-    return f"{mean:.5f}" if std is None else f"{mean:.5f} ± {std:.5f}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

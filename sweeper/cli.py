@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -183,9 +184,8 @@ def _drive(
         return INTERRUPTED
     from sweeper.aggregate import report, write_report
 
-    paths = write_report(sweep)
     print(report(sweep, "table"))
-    print("\n".join(f"{_shown(path)}" for path in paths))
+    print("\n".join(f"{_shown(path)}" for path in write_report(sweep)))
     if not view.count(RunState.FAILED):
         return OK
     say(describe_failures(sweep))
@@ -242,6 +242,12 @@ def _call(command: Callable[[], int]) -> int:
         # The reader (`| head`) has seen enough; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        print(f"error: {what}; make room, then the same command goes on", file=sys.stderr)
+        return WRONG_USE
 
 
 if __name__ == "__main__":

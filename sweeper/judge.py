@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import signal
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import guard
+from sweeper.adapters import LogFacts
 from sweeper.contract import EventReader, check_echo, first_error, read_handoff, read_result
 from sweeper.errors import ContractError
+from sweeper.failure import NO_SPACE, Failure, find_failure
 from sweeper.layout import AttemptDir
 from sweeper.ledger import AttemptState
+from sweeper.scripts import NonFiniteError, log_result, read_attempt, script_of, wrong_setting
 from sweeper.stages import Stage
 
-TAIL_BYTES = 4_000
-# torchrun's own words about the first rank that failed.
-FAILED_RANK = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+KINDS = {
+    "nonfinite": AttemptState.NONFINITE,
+    "oom": AttemptState.OUT_OF_MEMORY,
+    "space": AttemptState.NO_SPACE,
+}
 ERROR_STATES = {
     "user": AttemptState.USER_ERROR,
     "nonfinite": AttemptState.NONFINITE,
@@ -54,16 +57,40 @@ def judge(attempt: AttemptDir, overrides: Mapping[str, str], begins: int = 0) ->
         return _judge_unended(attempt, begins)
     events = EventReader(attempt.events, begins).read()
     if code != 0:
-        return _judge_failure(attempt, events, code, asked)
+        # Of several nodes, what the one at fault has logged says why.
+        failed = attempt.on(int(ended["node"])) if "node" in ended else attempt
+        return _judge_failure(failed, events, code, asked)
+    script = script_of(attempt)
+    if script is not None and not attempt.result.exists() and not attempt.trained.exists():
+        return _judge_log(attempt, script, overrides, code)
     try:
         result = _read_outcome(attempt)
     except ContractError as error:
         return Outcome(state=AttemptState.BAD_RESULT, exit_code=code, message=str(error))
+    if script is not None and result is not None:
+        result |= {"adapter": "contract"}
     wrong = wrong_settings(attempt, overrides, events)
     if wrong is not None:
         return Outcome(state=AttemptState.USER_ERROR, exit_code=code, message=wrong)
     state = AttemptState.LAUNCHED if result is None else AttemptState.FINISHED
     return Outcome(state=state, exit_code=code, result=result)
+
+
+def _judge_log(
+    attempt: AttemptDir, script: Mapping[str, Any], overrides: Mapping[str, str], code: int
+) -> Outcome:
+    """How a script ended that ended well and left no result: by its log, and by its files."""
+    facts = read_attempt(attempt)
+    wrong = wrong_setting(facts, overrides, script.get("inherited") or ())
+    if wrong is not None:
+        return Outcome(state=AttemptState.USER_ERROR, exit_code=code, message=wrong)
+    try:
+        result = log_result(attempt, script, facts, overrides)
+    except ContractError as error:
+        nonfinite = isinstance(error, NonFiniteError)
+        state = AttemptState.NONFINITE if nonfinite else AttemptState.BAD_RESULT
+        return Outcome(state=state, exit_code=code, message=str(error))
+    return Outcome(state=AttemptState.FINISHED, exit_code=code, result=result)
 
 
 def next_stage(attempt: AttemptDir) -> Stage:
@@ -126,11 +153,18 @@ def _check_packed(attempt: AttemptDir) -> None:
 def wrong_settings(
     attempt: AttemptDir, overrides: Mapping[str, str], events: Collection[dict[str, Any]]
 ) -> str | None:
-    """How a run's settings differ from those it was asked to take, by its echo; None if not."""
+    """How a run's settings differ from those it was asked to take, by its echo; None if not.
+
+    What a script's log echoes is only a part of them.
+    """
     try:
         inherited = json.loads(attempt.request.read_bytes())["inherited"]
     except (OSError, ValueError, KeyError):
         inherited = ()  # of another host, and not here yet
+    echo = next((event for event in events if event["kind"] == "config"), {})
+    if "adapter" in echo:
+        facts = LogFacts(form=echo["adapter"], hyperparameters=echo["config"])
+        return wrong_setting(facts, overrides, inherited)
     try:
         check_echo(overrides, events, inherited)
     except ContractError as error:
@@ -175,6 +209,8 @@ def _of_error(error: Mapping[str, Any], code: int | None) -> Outcome:
     where = f" (rank {rank})" if rank else ""
     message = f"{error.get('error', 'error')}{where}: {error.get('message', '')}"
     trace = str(error.get("traceback", "")) or None
+    if NO_SPACE.search(message):
+        state = AttemptState.NO_SPACE
     return Outcome(state=state, exit_code=code, message=message, traceback=trace)
 
 
@@ -190,19 +226,19 @@ def _judge_failure(
     if asked == guard.LAUNCHER_DIED:
         message = "it was ended because the process that launched it died"
         return Outcome(state=AttemptState.LOST, exit_code=code, message=message)
-    message, log = _failing_log(attempt, code)
-    return Outcome(state=AttemptState.CRASHED, exit_code=code, message=message, traceback=log)
+    failure = find_failure(attempt)
+    state = KINDS.get(failure.kind, AttemptState.CRASHED)
+    message = _describe_failure(failure, code)
+    if attempt.node is not None:
+        message = f"node {attempt.node}: {message}"
+    return Outcome(state=state, exit_code=code, message=message, traceback=failure.text)
 
 
-def _failing_log(attempt: AttemptDir, code: int) -> tuple[str, str | None]:
-    """Which rank failed first, as far as torchrun knows, and the end of its log."""
-    launcher = _tail(attempt.stderr)
-    failed = FAILED_RANK.search(launcher)
-    if failed is None:
-        return f"ended with {_describe_code(code)}", launcher or None
-    rank_code, rank = int(failed[1]), int(failed[2])
-    logs = [text for path in attempt.rank_logs(rank, "stderr") if (text := _tail(path))]
-    return f"rank {rank} ended with {_describe_code(rank_code)}", logs[-1] if logs else launcher
+def _describe_failure(failure: Failure, code: int) -> str:
+    """What a run died of, in a line; what its exception says is better than its exit code."""
+    where = "" if failure.rank is None else f"rank {failure.rank} "
+    ended = f"{where}ended with {_describe_code(failure.code or code)}"
+    return ended if failure.exception is None else f"{failure.exception} ({ended})"
 
 
 def _describe_code(code: int) -> str:
@@ -211,13 +247,3 @@ def _describe_code(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"signal {signal.Signals(-code).name}"
     return f"signal {-code}"
-
-
-def _tail(path: Path) -> str:
-    """The last few thousand bytes of a text file, from a line's start; empty when it is missing."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - TAIL_BYTES))
-        text = file.read().decode(errors="replace")
-        return text if size <= TAIL_BYTES else text.partition("\n")[2]
-    return ""

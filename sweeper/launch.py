@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,6 @@ import psutil
 
 from sweeper import guard
 from sweeper.layout import AttemptDir
-from sweeper.snapshot import place_files
 from sweeper.stages import Stage
 from sweeper.stall import StallWatch, dump_stacks
 
@@ -130,7 +130,7 @@ class RunningAttempt:
         attempt = request.attempt
         attempt.logs.mkdir(parents=True, exist_ok=True)
         if request.script is not None and request.code is not None:
-            place_files(request.code, request.files, attempt.path)
+            place_files(Path(request.code), request.files, attempt.path)
         command, env = build_command(request), build_env(request, gpus)
         facts = dataclasses.asdict(request) | {"command": command, "gpus": list(gpus)}
         facts |= {"dead": sorted(request.dead), "inherited": inherited_names(request)}
@@ -273,6 +273,16 @@ def _set_env(request: LaunchRequest, gpus: Sequence[str]) -> dict[str, str]:
         "RUN_DIR": request.directory,
         TAG_NAME: str(request.tag),
     }
+
+
+def place_files(code: Path, files: Collection[str], directory: Path) -> None:
+    """Copy a script's files into the directory that it is to work in."""
+    for name in files:
+        source, target = code / name, directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        # Executable where it was, and never read-only: a second launch copies it anew.
+        target.chmod(0o644 | source.stat().st_mode & 0o111)
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:

@@ -5,7 +5,8 @@
 | finished                               | –       | the run is finished                           |
 | crashed, lost (its slot was killed),   | yes     | again after a pause, on another node if there |
 | stalled (hung, and was killed)         |         | is one, until `max_attempts` have failed      |
-| node lost or preempted, no space left  | no      | again, at once, up to MAX_FREE times          |
+| node lost or preempted                 | no      | again, at once, up to MAX_FREE times          |
+| no space left on its disk              | no      | as above, but after a pause and elsewhere     |
 | stopped                                | no      | again when the sweep goes on                  |
 | settings, loss not finite, memory,     | –       | the run has failed: it would only fail again  |
 | result broken, time over               |         |                                               |
@@ -49,12 +50,17 @@ def after_attempt(
     if latest is AttemptState.STOPPED:
         return Verdict(state=RunState.PENDING)
     counted = sum(end in COUNTED for end in ends)
-    if latest in COUNTED and counted < max_attempts:
-        wait = min(MAX_BACKOFF_SECONDS, backoff_seconds * 2 ** (counted - 1))
-        return Verdict(state=RunState.PENDING, wait_seconds=wait, elsewhere=True)
-    if latest in FREE and sum(end in FREE for end in ends) <= MAX_FREE:
+    if latest in COUNTED:
+        more, before = counted < max_attempts, counted - 1
+    else:
+        free = sum(end in FREE for end in ends)
+        more, before = latest in FREE and free <= MAX_FREE, free - 1
+    if not more:
+        return Verdict(state=RunState.FAILED)
+    if latest is AttemptState.NODE_LOST:
         return Verdict(state=RunState.PENDING)
-    return Verdict(state=RunState.FAILED)
+    wait = min(MAX_BACKOFF_SECONDS, backoff_seconds * 2**before)
+    return Verdict(state=RunState.PENDING, wait_seconds=wait, elsewhere=True)
 
 
 def is_node_at_fault(ends: Sequence[AttemptState]) -> bool:
@@ -63,9 +69,12 @@ def is_node_at_fault(ends: Sequence[AttemptState]) -> bool:
     return len(latest) == NODE_FAILURES and all(end in COUNTED for end in latest)
 
 
-def may_quarantine(node: str, nodes: Collection[str], quarantined: Mapping[str, object]) -> bool:
-    """Whether a node can be spared: never the last one, on which all would wait for ever."""
-    return node not in quarantined and bool(set(nodes) - {node} - quarantined.keys())
+def may_quarantine(
+    node: str, nodes: Collection[str], quarantined: Mapping[str, object], needed: int = 1
+) -> bool:
+    """Whether a node can be spared: never where all would wait for ever for the nodes of a run."""
+    left = set(nodes) - {node} - quarantined.keys()
+    return node not in quarantined and len(left) >= needed
 
 
 def seconds_left(limit: float | None, launches: Sequence[StageRow]) -> float | None:

@@ -31,6 +31,8 @@ IGNORED = {"__pycache__", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 # Names in an attempt's directory that a script's files may not have.
 TAKEN = {"logs", "events.jsonl", "result.json", "exit.json", "request.json"}
 READS_ENVIRONMENT = re.compile(r"\benviron\b|\bgetenv\b")
+# By a name that is made elsewhere: perhaps from that of a field.
+READS_BY_FIELD = re.compile(r"(?:environ\.get\(|environ\[|getenv\(|\bin os\.environ)\s*[^\"'\s]")
 UPPER_NAME = re.compile(r"""["']([A-Z][A-Z0-9_]+)["']""")
 
 
@@ -223,13 +225,6 @@ def launch_facts(spec: SweepSpec, snapshot: Snapshot | None) -> dict[str, Any]:
     }
 
 
-def place_files(code: str, files: tuple[str, ...], directory: Path) -> None:
-    """Copy a script's files into the directory that it is to work in."""
-    for name in files:
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(code) / name, directory / name)
-
-
 def check_overrides(spec: SweepSpec, files: Mapping[str, Path]) -> str | None:
     """SpecError where a script's sources nowhere have the name of a setting that it is to take.
 
@@ -240,18 +235,18 @@ def check_overrides(spec: SweepSpec, files: Mapping[str, Path]) -> str | None:
         return None
     name = Path(spec.workload.script).name
     read = [path for file, path in files.items() if file == name or path.suffix == ".py"]
-    text = "\n".join(path.read_text(errors="replace") for path in read)
+    text = "\n".join(path.read_text("utf-8", errors="replace") for path in read)
     if not READS_ENVIRONMENT.search(text):
         return f"{name} reads no environment that can be seen, so no setting is checked"
     known = set(re.findall(r"\b[A-Z][A-Z0-9_]*\b", text))
+    likely = set(UPPER_NAME.findall(text))
+    if READS_BY_FIELD.search(text):
+        known |= {name.upper() for name in re.findall(r"\b[a-z][a-z0-9_]*\b", text)}
+        likely = known
     for trial in spec.trials:
         for setting in ["SEED", *spec.trial_env(trial)]:
             if setting not in known:
-                close = _closest(setting, UPPER_NAME.findall(text))
-                raise SpecError(f"{setting}: {name} does not know this setting{close}")
+                close = difflib.get_close_matches(setting, sorted(likely), n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise SpecError(f"{setting}: {name} does not know this setting{hint}")
     return None
-
-
-def _closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(set(known)), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -59,7 +59,8 @@ class Workload(_Table):
 
     @model_validator(mode="after")
     def _check(self) -> Workload:
-        if self.script is not None and "module" in self.model_fields_set:
+        # Its default is no choice: a spec that was kept says it beside the script.
+        if self.script is not None and self.module != Workload.model_fields["module"].default:
             raise ValueError("workload: give either script or module, not both")
         if self.include and self.script is None:
             raise ValueError("workload.include: only for a script; a module brings its package")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from sweeper.contract import EventReader
 from sweeper.layout import AttemptDir
+from sweeper.logreader import RunReader
 
 # Phase -> seconds without progress after which a run is taken for hung.
 PHASE_SECONDS = {"train": 300.0, "hessians": 600.0, "eval": 600.0}
@@ -35,10 +35,10 @@ class StallWatch:
     _phase: str = "setup"
     _seen: tuple[tuple[str, int, int], ...] = ()
     _since: float | None = None
-    _events: EventReader = field(init=False)
+    _events: RunReader = field(init=False)
 
     def __post_init__(self) -> None:
-        self._events = EventReader(self.attempt.events, self.events_from)
+        self._events = RunReader(self.attempt, self.events_from)
 
     @property
     def limit(self) -> float:

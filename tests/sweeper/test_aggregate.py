@@ -14,20 +14,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sweeper.aggregate import (
-    FORMATS,
-    GPU_HEADINGS,
-    HEADINGS,
-    NO_FULL_SCORE,
-    records,
-    report,
-    runs_frame,
-    trials_frame,
-    write_report,
-)
+from sweeper.aggregate import FORMATS, report, runs_frame, trials_frame, write_report
 from sweeper.errors import UserError
 from sweeper.layout import SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.tables import GPU_HEADINGS, HEADINGS, NO_FULL_SCORE, records
 from tests.sweeper.conftest import make_spec, result_facts
 
 SCORES = (1.09269834, 1.09269085, 1.09194120)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from sweeper import guard
-from sweeper.judge import TAIL_BYTES, Outcome, ended_at, judge, next_stage
+from sweeper.failure import TAIL_BYTES
+from sweeper.judge import Outcome, ended_at, judge, next_stage
 from sweeper.layout import AttemptDir
 from sweeper.ledger import AttemptState
 from sweeper.stages import Stage
@@ -138,6 +139,13 @@ def test_an_error_event_says_what_it_was_before_anything_else_does(
         message="SomeError (rank 1): why",
         traceback="Traceback ...",
     )
+
+
+def test_a_full_disk_is_told_from_a_crash(tmp_path: Path) -> None:
+    error = {"kind": "error", "t": 1.0, "code": "crash", "error": "OSError", "rank": 0}
+    error |= {"message": "[Errno 28] No space left on device: 'checkpoint.pt'", "traceback": "T"}
+    attempt = write_attempt(tmp_path / "a", exit_code=1, events=[error])
+    assert judge(attempt, {}).state is AttemptState.NO_SPACE
 
 
 def test_an_error_of_rank_0_or_of_no_rank_names_none(tmp_path: Path) -> None:

@@ -13,10 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sweeper import guard
 from sweeper.contract import EventReader
@@ -30,8 +27,6 @@ from sweeper.launch import (
     Tag,
     build_command,
     build_env,
-    end_tagged,
-    reap_leftovers,
     tagged_processes,
 )
 from sweeper.layout import AttemptDir
@@ -300,7 +295,7 @@ def test_the_rank_that_failed_is_named_with_its_traceback(launch: Launch) -> Non
     outcome = judge(attempt, OVERRIDES)
     assert (outcome.state, outcome.message) == (
         AttemptState.CRASHED,
-        "rank 1 ended with exit code 1",
+        "ValueError: the cause (rank 1 ended with exit code 1)",
     )
     assert outcome.traceback is not None
     assert outcome.traceback.startswith("Traceback")
@@ -342,104 +337,6 @@ def test_an_attempt_that_is_over_holds_nothing_open(launch: Launch) -> None:
     for _ in range(3):
         launch("")[0].wait()
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-# ---- what is left behind
-
-
-@pytest.fixture
-def sleepers(nothing_left: str) -> Iterator[Callable[[str | None], psutil.Process]]:
-    """Start processes that carry a tag, or none, and sleep; they are ended after the test."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(text: str | None) -> psutil.Process:
-        env = dict(os.environ) | ({} if text is None else {TAG_NAME: text})
-        started.append(subprocess.Popen(["sleep", "1000"], env=env))
-        # Until it has become `sleep`, it has the environment of this process.
-        process = psutil.Process(started[-1].pid)
-        wait_until(lambda: process.name() == "sleep", "the sleeper to begin")
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-Sleepers = Callable[[str | None], psutil.Process]
-
-
-def test_only_what_nobody_owns_any_more_is_reaped(sleepers: Sleepers, tag: Tag) -> None:
-    ours, other = tag.sweep, uuid.uuid4().hex
-    leftovers = [
-        sleepers(f"{ours}:earlier:1"),
-        sleepers(f"{ours}:earlier:77"),
-        sleepers(f"{ours}:session:5"),
-    ]
-    untouched = [
-        sleepers(f"{ours}:session:1"),
-        sleepers(f"{ours}:session:6"),
-        sleepers(f"{other}:earlier:1"),
-        sleepers(f"{other}:session:5"),
-        sleepers(f"{ours}x:earlier:1"),
-        sleepers(f"{ours}:earlier"),
-        sleepers(f"{ours}:earlier:²"),
-        sleepers(ours),
-        sleepers(""),
-        sleepers(None),
-    ]
-    assert reap_leftovers(tag, dead={5}) == 3
-    assert not any(alive(process.pid) for process in leftovers)
-    assert all(alive(process.pid) for process in untouched)
-    assert reap_leftovers(tag, dead={5}) == 0
-
-
-def test_a_launch_reaps_first(sleepers: Sleepers, launch: Launch, tag: Tag) -> None:
-    leftover, dead = sleepers(f"{tag.sweep}:earlier:1"), sleepers(f"{tag.sweep}:session:5")
-    owned = sleepers(f"{tag.sweep}:session:6")
-    running, _ = launch("", dead=frozenset({5}))
-    assert not alive(leftover.pid)
-    assert not alive(dead.pid)
-    running.wait()
-    assert alive(owned.pid)
-
-
-def test_this_process_never_ends_itself(tag: Tag) -> None:
-    script = (
-        "import sys; from sweeper.launch import end_tagged; "
-        "print(end_tagged(lambda tag: tag.sweep == sys.argv[1]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, tag.sweep],
-        cwd=ROOT,
-        env=os.environ | {TAG_NAME: str(tag)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "0\n"
-
-
-def test_nothing_that_is_not_wanted_is_ended(sleepers: Sleepers, tag: Tag) -> None:
-    process = sleepers(str(tag))
-    assert end_tagged(lambda _: False) == 0
-    assert alive(process.pid)
-    assert end_tagged(lambda found: found == tag) == 1
-    assert not alive(process.pid)
-
-
-WORDS = st.text(st.characters(codec="ascii", categories=["L", "N"]), max_size=12)
-
-
-@given(WORDS, WORDS, st.integers(0, 10**9))
-def test_a_tag_comes_back_from_its_text(sweep: str, session: str, launch: int) -> None:
-    tag = Tag(sweep=sweep, session=session, launch=launch)
-    assert Tag.parse(str(tag)) == tag
-
-
-@pytest.mark.parametrize("text", ["", ":", "a", "a:b", "a:b:", "a:b:c", "a:b:-1", "a:b:1:2", "::²"])
-def test_other_text_is_no_tag(text: str) -> None:
-    assert Tag.parse(text) is None
 
 
 # ---- the command and its environment

@@ -77,7 +77,8 @@ def test_a_run_goes_on_as_the_table_says(
         # Only what counts makes the next pause longer.
         ([NODE_LOST, NO_SPACE, STOPPED, CRASHED], 5.0, True),
         ([CRASHED, NODE_LOST], 0.0, False),
-        ([NO_SPACE], 0.0, False),
+        ([NO_SPACE], 5.0, True),
+        ([CRASHED, NO_SPACE, NO_SPACE], 10.0, True),
         ([STOPPED], 0.0, False),
     ],
 )
