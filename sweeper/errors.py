@@ -13,3 +13,7 @@ class SpecError(UserError):
 
 class ContractError(ValueError):
     """A run did not keep the process contract; the message says in which file and how."""
+
+
+class UnreachableError(UserError):
+    """A server did not answer; it may do so when it is asked again."""

@@ -3,6 +3,7 @@
 <root>/<sweep>/spec.toml, spec.resolved.json   what was asked
                ledger.sqlite                   every attempt
                lock                            held by the one driver
+               driver.json                     what the driver says of itself
                report.csv, report.json         what was found
                attempts/<trial>/seed<S>/<n>/   one attempt: the process contract's files
 """
@@ -30,16 +31,22 @@ class AttemptDir:
     """One attempt's directory: what the run writes, and what its guard writes about it.
 
     All stages of an attempt share it. What is written about one of them has a name of its own,
-    and so has what is written about its second try, and so on.
+    and so has what is written about its second try, and so on; and of a run on several nodes what
+    each node writes of its launch.
     """
 
     path: Path
     stage: Stage = Stage.ALL
     number: int = 1  # of the stage's launches
+    node: int | None = None  # whose launch, of a run on several
 
     def of(self, stage: Stage, number: int = 1) -> AttemptDir:
         """The same directory as one launch of a stage sees it."""
         return replace(self, stage=stage, number=number)
+
+    def on(self, node: int) -> AttemptDir:
+        """The same directory as one node of several sees it."""
+        return replace(self, node=node)
 
     @property
     def events(self) -> Path:
@@ -69,7 +76,8 @@ class AttemptDir:
     @property
     def exit(self) -> Path:
         """How a stage ended; exit.json is of the last one, or of the whole run."""
-        return self.path / ("exit.json" if self.stage.last else f"exit.{self.stage}.json")
+        node = "" if self.node is None else f".node{self.node}"
+        return self.path / f"{self._exit_name}{node}.json"
 
     @property
     def request(self) -> Path:
@@ -92,17 +100,28 @@ class AttemptDir:
         """Files of one rank's `stdout` or `stderr`, as torchrun lays them out."""
         return sorted(self.logs.glob(f"ranks/*/attempt_0/{rank}/{stream}.log"))
 
+    def ranks(self) -> list[int]:
+        """The ranks that have logs of their own."""
+        found = {path.name for path in self.logs.glob("ranks/*/attempt_0/*")}
+        return sorted(int(name) for name in found if name.isdecimal())
+
     def forget_end(self) -> None:
         """Remove how an earlier launch of this stage ended, or it would pass for this one's end."""
-        self.exit.unlink(missing_ok=True)
+        for path in (self.exit, *self.path.glob(f"{self._exit_name}.node*.json")):
+            path.unlink(missing_ok=True)
         if self.stage.last:
             self.result.unlink(missing_ok=True)
 
     @property
+    def _exit_name(self) -> str:
+        return "exit" if self.stage.last else f"exit.{self.stage}"
+
+    @property
     def _mark(self) -> str:
-        """Tells the launches of one attempt apart."""
+        """Tells the launches of one attempt apart; the first node's bears no name of it."""
         stage = "" if self.stage is Stage.ALL else f".{self.stage}"
-        return stage if self.number == 1 else f"{stage}.{self.number}"
+        number = "" if self.number == 1 else f".{self.number}"
+        return f"{stage}{number}.node{self.node}" if self.node else f"{stage}{number}"
 
 
 @dataclass(frozen=True)
@@ -130,6 +149,11 @@ class SweepDir:
     @property
     def lock(self) -> Path:
         return self.path / "lock"
+
+    @property
+    def pulse(self) -> Path:
+        """What the driver says of itself (sweeper/pulse.py)."""
+        return self.path / "driver.json"
 
     @property
     def nonce(self) -> Path:

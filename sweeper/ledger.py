@@ -125,8 +125,13 @@ class StageRow:
 
     @property
     def gpu_seconds(self) -> float:
-        """What it has reserved."""
-        return self.seconds * len([gpu for gpu in self.gpus.split(",") if gpu])
+        """What it has reserved; 0 until it has ended."""
+        return 0.0 if self.ended is None else self.gpu_seconds_until(self.ended)
+
+    def gpu_seconds_until(self, t: float) -> float:
+        """What it has reserved until it ended, or until a time where it had not."""
+        seconds = max(0.0, (self.ended or t) - self.launched)
+        return seconds * len([gpu for gpu in self.gpus.split(",") if gpu])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,11 +234,41 @@ class Ledger:
         """All launches of stages in order, or those of one attempt."""
         where, values = ("", ()) if attempt is None else ("WHERE attempt = ?", (attempt,))
         rows = self._db.execute(f"SELECT * FROM stages {where} ORDER BY id", values)
-        return [StageRow(**(dict(row) | {"stage": Stage(row["stage"])})) for row in rows]
+        return [_stage(row) for row in rows]
 
-    def notes(self) -> list[NoteRow]:
-        """What has happened beside the runs, in order."""
-        return [NoteRow(**dict(row)) for row in self._db.execute("SELECT * FROM notes ORDER BY t")]
+    def notes(self, last: int = -1) -> list[NoteRow]:
+        """What has happened beside the runs, in order; all of it, or so many of the last."""
+        rows = self._db.execute("SELECT * FROM notes ORDER BY t DESC LIMIT ?", (last,))
+        return [NoteRow(**dict(row)) for row in rows][::-1]
+
+    # ---- what is new, for those who look again and again
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read in a `with` block is of one moment."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
+
+    def run_states(self) -> dict[int, RunState]:
+        """Every run's state, in launch order."""
+        states = {str(state): state for state in RunState}
+        return {
+            row[0]: states[row[1]]
+            for row in self._db.execute("SELECT id, state FROM runs ORDER BY id")
+        }
+
+    def attempts_since(self, identity: int) -> list[AttemptRow]:
+        """The attempts made after one, in order."""
+        rows = self._db.execute("SELECT * FROM attempts WHERE id > ? ORDER BY id", (identity,))
+        return [_attempt(row) for row in rows]
+
+    def stages_since(self, attempt: int) -> list[StageRow]:
+        """The launches of all attempts made after one, in order."""
+        rows = self._db.execute("SELECT * FROM stages WHERE attempt > ? ORDER BY id", (attempt,))
+        return [_stage(row) for row in rows]
 
     # ---- what happens
 
@@ -489,3 +524,7 @@ def _identity_changes(old: SweepSpec, new: SweepSpec) -> Iterator[str]:
 def _attempt(row: sqlite3.Row) -> AttemptRow:
     result = None if row["result"] is None else json.loads(row["result"])
     return AttemptRow(**(dict(row) | {"state": AttemptState(row["state"]), "result": result}))
+
+
+def _stage(row: sqlite3.Row) -> StageRow:
+    return StageRow(**(dict(row) | {"stage": Stage(row["stage"])}))

@@ -76,7 +76,12 @@ class Loop:
 
     def run(self) -> None:
         """Return when every run is over, or, after an interrupt, when nothing is at work."""
-        self._count_slots()
+        self.cluster.runs.most = 0
+        if self.agenda.attempts:
+            # It has run before: where its cluster has just come back, the nodes will follow.
+            self._count_again()
+        else:
+            self._count_slots()
         self.cluster.runs.open(self.cluster.runs.most)
         while self._goes_on():
             if not self.interrupts.count:
@@ -182,7 +187,9 @@ class Loop:
         """The ledger cannot be written: wait, so that nothing that has happened is lost."""
         if self.interrupts.count > 1:
             raise UserError(f"{self.sweep.ledger}: {error}; make room, then go on") from error
-        self.teller.pause(f"{self.sweep.ledger}: {error}; make room there")
+        self.teller.pause(
+            f"{self.sweep.ledger}: {error}; make room there (interrupt twice to give up)"
+        )
         time.sleep(POLL_SECONDS)
 
     # ---- launches
@@ -251,7 +258,7 @@ class Loop:
         verdict = after_attempt(
             ends, max_attempts=limits.max_attempts, backoff_seconds=limits.backoff_seconds
         )
-        self._judge_node(work.node, outcome)
+        self._judge_node(slot.blamed or work.node, outcome)
         if verdict.state is RunState.PENDING:
             self._try_again(work, outcome, verdict)
             return
@@ -304,7 +311,7 @@ class Loop:
         ends.append(outcome.state)
         quarantined = self.cluster.quarantined
         if not is_node_at_fault(ends) or not may_quarantine(
-            node, self.cluster.usable_nodes(), quarantined
+            node, self.cluster.usable_nodes(), quarantined, self.spec.resources.nodes_per_run
         ):
             return
         why = f"the last {NODE_FAILURES} on it failed; the latest: {outcome.message}"

@@ -6,11 +6,12 @@ import secrets
 from contextlib import closing
 
 from sweeper import snapshot as code
-from sweeper.cluster import Cluster, ClusterOptions
+from sweeper.cluster import Cluster, ClusterOptions, Gauges
 from sweeper.driver import Interrupts, hold
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger, RunState
 from sweeper.loop import Loop
+from sweeper.metrics import GAUGES, Metrics
 from sweeper.progress import Progress
 from sweeper.provenance import record_spec
 from sweeper.settle import recover
@@ -61,6 +62,7 @@ def run_sweep(
                 teller.note("code", text)
             progress.update(before)
             with Cluster(spec, options, sweep) as cluster:
+                teller.metrics = Metrics(sweep.name, Gauges(GAUGES).set)
                 loop = Loop(
                     *(spec, sweep, ledger, cluster, teller, interrupts, session),
                     stop_seconds=stop_seconds,

@@ -6,9 +6,12 @@ calls a method of the one for the other.
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable, Collection
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ from sweeper.stages import PACKED, TRAINED
 
 CHUNK_BYTES = 8 << 20
 LIVE_FILES = ("events.jsonl",)
+# What a script says that writes no events, where it is launched with torchrun or without.
+LIVE_LOGS = ("logs/stdout.log", "logs/ranks/*/attempt_0/0/stdout.log")
+CODE = ".code"
 LIVE_BYTES = 1 << 20
 
 
@@ -55,6 +61,13 @@ class Scratch:
         with (self._root / name).open("ab") as file:
             file.write(data)
 
+    def unpack(self, name: str, data: bytes) -> str:
+        """Lay out the files of an archive in a directory below it; that one's path."""
+        directory = self._root / name
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(directory, filter="data")
+        return str(directory)
+
     def drop_scratch(self) -> None:
         """Remove it, once the driver has all of it."""
         if self._scratch is not None:
@@ -73,8 +86,21 @@ class Shipment:
     `call` calls a method of the slot's `Scratch`; what it raises comes through.
     """
 
-    def __init__(self, attempt: AttemptDir, call: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        attempt: AttemptDir,
+        call: Callable[..., Any],
+        *,
+        follow_logs: bool = False,
+        only: Collection[str] = ("*",),
+    ) -> None:
+        """`follow_logs` where the run may write no events, so that its logs are to be seen.
+
+        `only` are patterns of the files that come home.
+        """
         self._attempt = attempt
+        self._follow_logs = follow_logs
+        self._only = only
         self._call = call
         self._pulled: dict[str, int] = {}  # bytes of each file
         self._pushed: Collection[str] = ()
@@ -87,18 +113,37 @@ class Shipment:
             self._push(name)
         return directory
 
+    def send_code(self, code: str, files: Collection[str]) -> str:
+        """Bring a snapshot of the code to the slot's host; its directory there."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for name in files:
+                archive.add(Path(code) / name, name)
+        return str(self._call("unpack", CODE, buffer.getvalue()))
+
     def follow(self) -> None:
         """Bring what the run has written since of the files that grow."""
         for name in LIVE_FILES:
             self._pull(name, limit=LIVE_BYTES)
+        if self._follow_logs and not self._pulled["events.jsonl"]:
+            for name in filter(self._is_followed, self._call("list_files")):
+                self._pull(name, limit=LIVE_BYTES)
 
     def finish(self) -> None:
         """Bring all files home after the stage; the ones that say it is complete come last."""
-        names = [name for name in self._call("list_files") if name not in self._pushed]
+        files = [name for name in self._call("list_files") if not name.startswith(f"{CODE}/")]
+        names = [
+            name
+            for name in files
+            if name not in self._pushed and any(fnmatch(name, pattern) for pattern in self._only)
+        ]
         last = (TRAINED, PACKED, self._attempt.result.name, self._attempt.exit.name)
         for name in sorted(names, key=lambda name: last.index(name) if name in last else -1):
             self._pull(name)
         self._call("drop_scratch")
+
+    def _is_followed(self, name: str) -> bool:
+        return self._follow_logs and any(fnmatch(name, pattern) for pattern in LIVE_LOGS)
 
     def _push(self, name: str) -> None:
         with (self._attempt.path / name).open("rb") as file:
@@ -112,7 +157,7 @@ class Shipment:
         """
         target = self._attempt.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        growing = name in LIVE_FILES
+        growing = name in LIVE_FILES or self._is_followed(name)
         partial = target if growing else target.with_name(target.name + ".partial")
         offset = self._pulled.get(name, 0)
         with partial.open("ab" if growing or offset else "wb") as file:

@@ -180,6 +180,12 @@ class SweepSpec(_Table):
         for name, count in names.items():
             if count > 1:
                 raise ValueError(f"trial: two trials are called {name!r}; name them apart")
+        nodes = self.resources.nodes_per_run
+        if nodes > 1 and self.workload.launch == "exec":
+            raise ValueError(
+                "workload.launch: exec starts one process on one node; with "
+                f"resources.nodes_per_run = {nodes} it has to be torchrun"
+            )
         both = sorted(self.process_env.keys() & self.env.keys())
         if both:
             raise ValueError(f"process_env: {both[0]} stands under [env] as well")

@@ -13,6 +13,7 @@ from sweeper.agenda import Agenda
 from sweeper.cluster import Cluster, Slot
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
+from sweeper.metrics import Metrics
 from sweeper.progress import Progress
 from sweeper.pulse import Pulse, Quarantined, SlotPulse, SlotState
 from sweeper.view import Observer
@@ -31,6 +32,7 @@ class Teller:
     ledger: Ledger
     progress: Progress
     observer: Observer
+    metrics: Metrics | None = None
     paused: str | None = None  # why nothing is launched
     _started: float = field(default_factory=time.time)
     _next_look: float = 0.0
@@ -65,7 +67,10 @@ class Teller:
             self._next_pulse = clock + PULSE_SECONDS
             pulse.write(self.sweep.pulse, self._pulse(cluster, work, agenda))
         if now or clock >= self._next_look:
-            self.progress.update(self.observer.look())
+            view = self.observer.look()
+            self.progress.update(view)
+            if self.metrics is not None:
+                self.metrics.update(view)
             self._next_look = time.monotonic() + LOOK_SECONDS
 
     def _pulse(self, cluster: Cluster, work: Mapping[Slot, Work], agenda: Agenda) -> Pulse:

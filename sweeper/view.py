@@ -1,72 +1,97 @@
 """A sweep as an observer sees it: a snapshot made of the ledger and of the runs' own events.
 
-Anyone may look, from any process, while the sweep runs or long after.
+Anyone may look, from any process, while the sweep runs or long after. Who looks again reads only
+what is new: an attempt that has ended is read once.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sweeper.contract import Event, EventReader, is_finite
+from sweeper import pulse
+from sweeper.eta import Lengths, sweep_seconds_left
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunRow, RunState, StageRow
+from sweeper.ledger import AttemptRow, AttemptState, Ledger, NoteRow, RunState, StageRow
+from sweeper.logreader import RunReader
+from sweeper.phases import RunProgress, number
+from sweeper.pulse import Pulse, Quarantined, SlotPulse
 from sweeper.stages import Stage
 
-# Where a run stands when a phase begins, as a share of its whole; only until one run has ended
-# and its real length is known.
-PHASE_STARTS = {
-    "setup": 0.0,
-    "warmup": 0.08,
-    "train": 0.12,
-    "hessians": 0.7,
-    "quantise": 0.75,
-    "pack": 0.78,
-    "eval": 0.8,
-    "done": 1.0,
-}
-# The same for evaluations, by their metric: where each begins and ends.
-EVAL_PARTS = {
-    "prequant": (PHASE_STARTS["hessians"], PHASE_STARTS["quantise"]),
-    "quant": (PHASE_STARTS["eval"], 0.85),
-    "sliding": (0.85, PHASE_STARTS["done"]),
-}
+SCHEMA = 1  # of `as_table`
+NOTES = 50  # so many of the last
 # What a run is between two stages: it waits for what executes the next.
 WAITING_PHASES = {Stage.TRAIN: "trained", Stage.PACK: "packed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """One run: `fraction` is its share done (0–1), `seconds` the age of its last attempt.
+    """One run; what is not known is None. All but `gpu_seconds` is of its last attempt.
 
-    `phase` is what the run says it does, or `trained` or `packed` while it waits to go on.
+    `stage` is at work now, `phase` is what the run says it does, or `trained` or `packed` while it
+    waits to go on. `val_bpb` is its score, `latest_val_bpb` that of its latest validation on the
+    way. `fraction` is its share done (0–1), `seconds` its age, `seconds_left` an estimate.
+    `gpu_seconds` are those that all its attempts have reserved, `cost_usd` what they cost.
+    `host` and `gpus` are of its latest stage, `path` is the attempt's directory.
     """
 
     trial: str
     seed: int
     state: RunState
     attempts: int
+    stage: Stage | None = None
     phase: str | None = None
     step: int | None = None
     iterations: int | None = None
     train_loss: float | None = None
+    latest_val_bpb: float | None = None
     val_bpb: float | None = None
+    ms_per_step: float | None = None
     fraction: float = 0.0
     seconds: float | None = None
+    seconds_left: float | None = None
+    gpu_seconds: float = 0.0
+    cost_usd: float | None = None
     host: str | None = None
+    gpus: str = ""
     message: str | None = None
     path: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
+class DriverView:
+    """The driver that is at work, or was the last one: `t` is when it last spoke, Unix seconds."""
+
+    alive: bool
+    pid: int | None = None
+    host: str | None = None
+    started: float | None = None
+    t: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepView:
-    """All runs of a sweep. `seconds_left` is an estimate, None while there is nothing to go by."""
+    """All runs of a sweep, in launch order, and what its driver says of itself.
+
+    `seconds_left` is an estimate, None while there is nothing to go by. `slots`, `paused` (why
+    nothing is launched), `quarantined`, `waiting` and `backing_off` (how much of that waits for
+    its next try) are empty while no driver is alive. `notes` are the latest.
+    """
 
     name: str
     runs: list[RunView]
     seconds_left: float | None
+    gpu_seconds: float = 0.0
+    cost_usd: float | None = None
+    driver: DriverView = DriverView(alive=False)
+    slots: tuple[SlotPulse, ...] = ()
+    paused: str | None = None
+    quarantined: tuple[Quarantined, ...] = ()
+    waiting: int = 0
+    backing_off: int = 0
+    notes: tuple[NoteRow, ...] = ()
 
     def count(self, state: RunState) -> int:
         return sum(run.state is state for run in self.runs)
@@ -76,136 +101,224 @@ class SweepView:
         return all(run.state.over for run in self.runs)
 
 
+def as_table(view: SweepView) -> dict[str, Any]:
+    """A view for programs: the fields by their names, with the number of their schema."""
+    counts = Counter(run.state for run in view.runs)
+    states = {state.value: counts[state] for state in RunState}
+    return {"schema": SCHEMA, "over": view.over, "counts": states} | asdict(view)
+
+
 @dataclass
-class _Progress:
-    """What the events of one attempt have said so far."""
+class _Known:
+    """One run as far as it has been read; `view` is as it was when it last changed."""
 
-    reader: EventReader
-    phase: str | None = None
-    step: int | None = None
-    iterations: int | None = None
-    train_loss: float | None = None
-    fraction: float = 0.0
-    quantised: bool = False  # evaluation is a phase before that, and after
+    view: RunView
+    attempt: AttemptRow | None = None  # the last
+    stages: list[StageRow] = field(default_factory=list)  # of that
+    progress: RunProgress | None = None  # of that, while it is open
+    spent: float = 0.0  # GPU-seconds of the attempts before it
 
-    def update(self) -> None:
-        for event in self.reader.read():
-            self._take(event)
-
-    def _take(self, event: Event) -> None:
-        match event["kind"]:
-            case "config":
-                config = event.get("config")
-                if isinstance(config, dict):
-                    self.iterations = _number(config.get("iterations"), int)
-            case "phase":
-                self.phase = str(event.get("phase"))
-                self.quantised = self.quantised or self.phase in ("quantise", "pack")
-                if self.phase != "eval" or self.quantised:
-                    self._reach(PHASE_STARTS.get(self.phase, 0.0))
-            case "eval":
-                kind = str(event.get("metric")).removesuffix("-subset")
-                begin, end = EVAL_PARTS.get(kind, (0.0, 0.0))
-                done = min(1.0, _number(event.get("progress"), float) or 0.0)
-                self._reach(begin + done * (end - begin))
-            case "step":
-                self.step = _number(event.get("step"), int)
-                self.train_loss = _number(event.get("train_loss"), float)
-                done = _number(event.get("progress"), float) or 0.0
-                train, after = PHASE_STARTS["train"], PHASE_STARTS["hessians"]
-                self._reach(train + done * (after - train))
-
-    def _reach(self, fraction: float) -> None:
-        # Each stage begins with a set-up, and training may be evaluated; a run never goes back.
-        self.fraction = max(self.fraction, fraction)
-
-
-def _number(value: Any, kind: type) -> Any:
-    """A finite number from an event, as `kind`; None for anything else."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
-    return kind(value) if usable else None
+    @property
+    def open(self) -> bool:
+        return self.attempt is not None and self.attempt.state is AttemptState.LAUNCHED
 
 
 @dataclass
 class Observer:
-    """Reads a sweep again and again, each time only what is new of its events."""
+    """Reads a sweep again and again, from one thread, each time only what is new.
+
+    `slots` is how many runs can be at work at once; None where only the driver's pulse tells.
+    """
 
     sweep: SweepDir
     ledger: Ledger
-    slots: int = 1
-    _progress: dict[int, _Progress] = field(default_factory=dict)
+    slots: int | None = None
+    _runs: dict[int, _Known] = field(default_factory=dict)
+    _open: set[int] = field(default_factory=set)  # runs with an attempt that has not ended
+    _last: int = 0  # the latest attempt
+    _lengths: Lengths = field(default_factory=Lengths)
+    _driver: DriverView = DriverView(alive=False)
+    _usd_per_gpu_second: float | None = None
+    _read_spec: bool = False
 
     def look(self) -> SweepView:
         """The sweep as it is now."""
-        trials = {trial.number: trial.name for trial in self.ledger.trials()}
-        last: dict[int, AttemptRow] = {row.run: row for row in self.ledger.attempts()}
-        stages: dict[int, list[StageRow]] = {}
-        for row in self.ledger.stages():
-            stages.setdefault(row.attempt, []).append(row)
-        runs = []
-        for run in self.ledger.runs():
-            facts: dict[str, Any] = {"trial": trials[run.trial], "seed": run.seed}
-            if run.id in last:
-                facts |= self._describe(run, last[run.id], stages.get(last[run.id].id, []))
-            runs.append(RunView(state=run.state, **({"attempts": 0} | facts)))
-        return SweepView(
+        said = pulse.read(self.sweep.pulse)
+        self._see_driver(said)
+        with self.ledger.snapshot():
+            states = self.ledger.run_states()
+            if states.keys() != self._runs.keys():
+                self._meet_runs()
+            self._follow_attempts()
+            notes = self.ledger.notes(NOTES)
+        runs = [self._view(self._runs[run], state) for run, state in states.items()]
+        at_work = said if said is not None and self._driver.alive else None
+        slots = () if at_work is None else at_work.slots
+        places = self.slots or sum(slot.pool == "runs" for slot in slots)
+        gpu_seconds = sum(run.gpu_seconds for run in runs)
+        view = SweepView(
             name=self.sweep.name,
             runs=runs,
-            seconds_left=estimate_seconds_left(runs, self.slots),
+            seconds_left=sweep_seconds_left(runs, self._lengths, max(1, places)),
+            gpu_seconds=gpu_seconds,
+            cost_usd=self._cost(gpu_seconds),
+            driver=self._driver,
+            notes=tuple(notes),
+        )
+        if at_work is None:
+            return view
+        return replace(
+            view,
+            slots=slots,
+            paused=at_work.paused,
+            quarantined=at_work.quarantined,
+            waiting=at_work.waiting,
+            backing_off=at_work.backing_off,
         )
 
-    def _describe(self, run: RunRow, attempt: AttemptRow, stages: list[StageRow]) -> dict[str, Any]:
+    # ---- what is new
+
+    def _see_driver(self, said: Pulse | None) -> None:
+        before, alive = self._driver, pulse.is_alive(self.sweep, said)
+        self._driver = DriverView(alive=alive)
+        if said is not None:
+            self._driver = DriverView(
+                alive=alive, pid=said.pid, host=said.host, started=said.started, t=said.t
+            )
+        if not self._read_spec or before.started != self._driver.started:
+            # Each driver may come with another price.
+            cost = self.ledger.spec.cost
+            self._usd_per_gpu_second = None if cost is None else cost.usd_per_gpu_hour / 3600
+            self._read_spec = True
+
+    def _meet_runs(self) -> None:
+        names = {trial.number: trial.name for trial in self.ledger.trials()}
+        for run in self.ledger.runs():
+            if run.id not in self._runs:
+                trial = names[run.trial]
+                view = RunView(trial=trial, seed=run.seed, state=RunState.PENDING, attempts=0)
+                self._runs[run.id] = _Known(view)
+
+    def _follow_attempts(self) -> None:
+        """Read the attempts that are new, and those that had not ended before."""
+        stages: dict[int, list[StageRow]] = {}
+        for row in self.ledger.stages_since(self._last):
+            stages.setdefault(row.attempt, []).append(row)
+        new = self.ledger.attempts_since(self._last)
+        for run in list(self._open):
+            known = self._runs[run]
+            assert known.attempt is not None
+            identity = known.attempt.id
+            self._take(self.ledger.attempt(identity), self.ledger.stages(identity))
+        for attempt in new:
+            self._last = attempt.id
+            self._take(attempt, stages.get(attempt.id, []))
+
+    def _take(self, attempt: AttemptRow, stages: list[StageRow]) -> None:
+        """Take in one attempt as it is now: a run's last one so far."""
+        known = self._runs[attempt.run]
+        if known.attempt is None or known.attempt.id != attempt.id:
+            known.spent += sum(row.gpu_seconds for row in known.stages)
+            known.progress = None
+        # What makes a ledger long is read once, and not kept.
+        known.attempt = replace(attempt, traceback=None, result=None)
+        known.stages = stages
+        if known.progress is None and attempt.result is None:
+            directory = AttemptDir(self.sweep.path / attempt.path)
+            known.progress = RunProgress(
+                RunReader(directory.of(stages[0].stage) if stages else directory)
+            )
+        if known.open:
+            self._open.add(attempt.run)
+            return
+        self._open.discard(attempt.run)
+        known.view = self._ended(known, attempt.result)
+        known.progress = None
+
+    def _ended(self, known: _Known, result: dict[str, Any] | None) -> RunView:
+        """A run whose last attempt has ended; its state is not told here."""
+        attempt = known.attempt
+        assert attempt is not None
+        facts = self._facts(known)
+        if result is not None:
+            steps = number(result.get("steps"))
+            facts |= {
+                "phase": "done",
+                "fraction": 1.0,
+                "step": None if steps is None else int(steps),
+                "val_bpb": number(result.get("val_bpb")),
+                "ms_per_step": number(result.get("step_avg_ms")),
+            }
+            self._lengths.add(known.view.trial, facts["seconds"])
+        elif known.progress is not None:
+            known.progress.update()
+            facts |= known.progress.facts()
+        known.view = self._first_view(known)
+        return replace(known.view, **facts)
+
+    # ---- what is seen
+
+    def _view(self, known: _Known, state: RunState) -> RunView:
+        if not known.open:
+            if known.view.state is not state:
+                known.view = replace(known.view, state=state)
+            if self._usd_per_gpu_second is not None:
+                cost = self._cost(known.view.gpu_seconds)
+                if known.view.cost_usd != cost:
+                    known.view = replace(known.view, cost_usd=cost)
+            return known.view
+        assert known.progress is not None
+        known.progress.update()
+        facts = known.progress.facts() | self._facts(known, state)
+        phase = _waiting_phase(known.stages)
+        if phase is not None:
+            facts["phase"] = phase
+        if state is RunState.RUNNING:
+            facts["seconds_left"] = self._lengths.seconds_left(
+                known.view.trial, facts["seconds"], facts["fraction"]
+            )
+        return replace(self._first_view(known), state=state, **facts)
+
+    def _first_view(self, known: _Known) -> RunView:
+        view = known.view
+        return RunView(trial=view.trial, seed=view.seed, state=view.state, attempts=view.attempts)
+
+    def _facts(self, known: _Known, state: RunState | None = None) -> dict[str, Any]:
+        """What the ledger says of a run and its last attempt."""
+        attempt, stages = known.attempt, known.stages
+        assert attempt is not None
+        latest = stages[-1] if stages else None
+        until = self._until()
         # Between two stages a run goes on, but not while its sweep is stopped.
-        paused = stages[-1].ended if stages and run.state is RunState.PENDING else None
-        ended = attempt.ended or paused or time.time()
-        facts: dict[str, Any] = {
+        paused = latest.ended if latest is not None and state is RunState.PENDING else None
+        ended = attempt.ended or paused or until
+        spent = known.spent + sum(row.gpu_seconds_until(until) for row in stages)
+        return {
             "attempts": attempt.number,
+            "stage": latest.stage if latest is not None and latest.ended is None else None,
             "seconds": max(0.0, ended - attempt.launched),
-            "host": attempt.host,
+            "gpu_seconds": spent,
+            "cost_usd": self._cost(spent),
+            "host": attempt.host if latest is None else latest.host,
+            "gpus": attempt.gpus if latest is None else latest.gpus,
             "message": attempt.message,
             "path": str(self.sweep.path / attempt.path),
         }
-        if attempt.result is not None:
-            done = {"fraction": 1.0, "phase": "done", "step": attempt.result.get("steps")}
-            return facts | done | {"val_bpb": attempt.result.get("val_bpb")}
-        progress = self._progress.get(attempt.id)
-        if progress is None:
-            events = AttemptDir(self.sweep.path / attempt.path).events
-            progress = self._progress[attempt.id] = _Progress(EventReader(events))
-        progress.update()
-        return facts | {
-            "phase": _waiting_phase(attempt, stages) or progress.phase,
-            "step": progress.step,
-            "iterations": progress.iterations,
-            "train_loss": progress.train_loss,
-            "fraction": progress.fraction,
-        }
+
+    def _until(self) -> float:
+        """Until when what has not ended was at work: now, or when its driver died."""
+        if self._driver.alive or self._driver.t is None:
+            return time.time()
+        return self._driver.t
+
+    def _cost(self, gpu_seconds: float) -> float | None:
+        price = self._usd_per_gpu_second
+        return None if price is None else gpu_seconds * price
 
 
-def _waiting_phase(attempt: AttemptRow, stages: list[StageRow]) -> str | None:
-    """Which stage an attempt has behind it while none is at work; None for any other attempt."""
-    at_work = any(row.ended is None for row in stages)
-    if attempt.state is not AttemptState.LAUNCHED or at_work:
+def _waiting_phase(stages: list[StageRow]) -> str | None:
+    """Which stage an open attempt has behind it while none is at work; None while one is."""
+    if any(row.ended is None for row in stages):
         return None
     done = [row.stage for row in stages if row.exit_code == 0]
     return WAITING_PHASES.get(done[-1]) if done else None
-
-
-def estimate_seconds_left(runs: list[RunView], slots: int) -> float | None:
-    """Time until the last run ends, by the length of those that have; None without a clue."""
-    ended = [run.seconds for run in runs if run.state is RunState.FINISHED and run.seconds]
-    running = [run for run in runs if run.state is RunState.RUNNING and run.seconds is not None]
-    if not ended:
-        known = [r.seconds / r.fraction for r in running if r.fraction > 0.15 and r.seconds]
-        if not known:
-            return None
-        ended = known
-    length = statistics.median(ended)
-    left = [max(0.0, length - (run.seconds or 0.0)) for run in running]
-    waiting = sum(run.state is RunState.PENDING for run in runs)
-    # The slots take the waiting runs one after the other, whichever is free first.
-    free = sorted((left + [0.0] * slots)[: max(slots, len(left))])
-    for _ in range(waiting):
-        free[0] += length
-        free.sort()
-    return free[-1]

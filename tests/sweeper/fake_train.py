@@ -43,6 +43,8 @@ DEFAULTS: dict[str, int | str] = {
     "paired": 0,  # wait until as many runs have arrived as make whole pairs
     "artifact_bytes": 1_000,
     "noise_lines": 1,  # printed to both streams
+    "sleep_ms": 0,  # how long the work takes
+    "peers": 0,  # the other ranks stay as long as rank 0 is at work
 }
 
 # FAULT -> exit code and the code of the error event that goes with it.
@@ -57,6 +59,21 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 while True:
     time.sleep(1)
 """
+# By two forks, in a session of its own, with nothing of its parent's open.
+DAEMON = (
+    """
+import os, sys
+if os.fork():
+    os._exit(0)
+os.setsid()
+if pid := os.fork():
+    with open(sys.argv[1], "w") as file:
+        file.write(str(pid))
+    os._exit(0)
+os.closerange(0, 1024)
+"""
+    + LINGERER
+)
 
 
 class Board:
@@ -147,6 +164,7 @@ class Run:
                 self.event("stopped", reason="SIGTERM", step=1)
                 return 75
             time.sleep(POLL_SECONDS)
+        time.sleep(int(self.config["sleep_ms"]) / 1000)
         code = self.break_down()
         if code == 0:
             code = self.do_stage()
@@ -188,6 +206,12 @@ class Run:
             raise RuntimeError("crashed the first time")
         if self.fault == "leave a process behind":
             self.leave_process()
+        if self.fault == "leave a daemon behind":
+            subprocess.run(
+                [sys.executable, "-I", "-S", "-c", DAEMON, str(self.board.path / "lingerer")],
+                env={},
+                check=True,
+            )
         return 0
 
     def leave_process(self) -> None:
@@ -296,6 +320,8 @@ def main() -> int:
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
         print(f"rank {rank} has nothing to do")
+        while setting("peers") and not Path("result.json").exists():
+            time.sleep(POLL_SECONDS)
         return 0
     return Run().main()
 

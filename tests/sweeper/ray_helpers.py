@@ -16,17 +16,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from sweeper.launch import tagged_processes
-from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunState, StageRow
+from sweeper.layout import SweepDir
 from tests.sweeper.conftest import ROOT, alive, wait_until
 from tests.sweeper.fake_train import Board
 
@@ -39,7 +37,6 @@ AGENT_TITLES = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 FOREIGN_PREFIXES = ("RAY_", "SWEEPER_", "CUDA_", "PYTHON")
 
 Env = Mapping[str, object]
-Run = tuple[str, int]  # a trial's name and a seed
 
 
 @dataclass
@@ -92,6 +89,7 @@ class Place:
         resources: Env | None = None,
         limits: Env | None = None,
         packing: Env | None = None,
+        disk: Env | None = None,
         launch: str = "exec",
     ) -> Path:
         """A spec of the fake workload, with a board of its own; without GPUs unless asked."""
@@ -102,8 +100,8 @@ class Place:
             "limits": {"grace_seconds": 20.0} | dict(limits or {}),
             "env": {"BOARD_DIR": board} | dict(env or {}),
         }
-        if packing is not None:
-            tables["packing"] = packing
+        optional = {"packing": packing, "disk": disk}
+        tables |= {name: table for name, table in optional.items() if table is not None}
         # A JSON text, number, boolean or list is TOML as well.
         lines = [f"name = {json.dumps(name)}", f"seeds = {json.dumps(seeds)}"]
         for heading, table in tables.items():
@@ -115,9 +113,20 @@ class Place:
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    def drive(self, spec: Path, *options: str, env: Env | None = None) -> Driver:
+    def drive(
+        self, spec: Path, *options: str, env: Env | None = None, prefix: Sequence[str] = ()
+    ) -> Driver:
         """Start `sweeper run` on a spec; it works on while the test does."""
-        driver = Driver(self, spec, options, env or {})
+        return self._start(spec.stem, ("run", str(spec), *options), env or {}, prefix)
+
+    def resume(self, name: str, *options: str, env: Env | None = None) -> Driver:
+        """Start `sweeper resume` on a sweep; it works on while the test does."""
+        return self._start(name, ("resume", name, *options), env or {})
+
+    def _start(
+        self, name: str, arguments: Sequence[str], env: Env, prefix: Sequence[str] = ()
+    ) -> Driver:
+        driver = Driver(self, name, arguments, env, prefix)
         self.drivers.append(driver)
         return driver
 
@@ -151,6 +160,7 @@ class Place:
     def check_quiet(self) -> None:
         """Fail while a driver, a run or a slot of this place is still there, or stays."""
         working = [driver.process.pid for driver in self.drivers if driver.process.poll() is None]
+        self.end_drivers()  # or they would be in the next test's way
         assert not working, f"drivers at work after the test: {working}"
         wait_until(lambda: not self.runs(), "runs of ended drivers to end", END_SECONDS)
         wait_until(lambda: not self.slots(), "slots of ended drivers to end", END_SECONDS)
@@ -197,18 +207,28 @@ def a_place() -> Iterator[Place]:
 
 
 class Driver:
-    """A `sweeper run` at work in a process of its own, with its output in files."""
+    """A `sweeper run` or `resume` at work in a process of its own, with its output in files."""
 
-    def __init__(self, place: Place, spec: Path, options: tuple[str, ...], env: Env) -> None:
-        self.name = spec.stem
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        arguments: Sequence[str],
+        env: Env,
+        prefix: Sequence[str],
+    ) -> None:
+        self.name = name
         self.place = place
         # Ray's own files, where the driver starts it: by them its processes are found.
         self.directory = place.path / f"d{len(place.drivers)}"
         self.directory.mkdir()
-        command = [sys.executable, "-m", "sweeper.cli", "run", str(spec), "--root", str(place.root)]
+        command, *options = arguments
         with self.stdout.open("w") as stdout, self.stderr.open("w") as stderr:
             self.process = subprocess.Popen(
-                [*command, *options],
+                [
+                    *(*prefix, sys.executable, "-m", "sweeper.cli", command),
+                    *("--root", str(place.root), *options),
+                ],
                 cwd=ROOT,
                 env=place.env | {"RAY_TMPDIR": str(self.directory)} | _texts(env),
                 stdin=subprocess.DEVNULL,
@@ -275,29 +295,13 @@ class Head:
 def a_head(place: Place, *, cpus: int, gpus: int, dashboard: bool = False) -> Iterator[Head]:
     """A head node with logical GPUs for the time of a `with` block."""
     port, web = free_port(), free_port()
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
-        *(f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--port={port}"),
+    options = [
+        *("--head", f"--port={port}", f"--temp-dir={place.path / 'ray'}"),
         *(f"--include-dashboard={dashboard}", f"--dashboard-port={web}"),
-        # Nothing on a port that another node on this machine may have.
-        *(
-            f"--dashboard-agent-listen-port={free_port()}",
-            f"--ray-client-server-port={free_port()}",
-        ),
-        *("--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={100 << 20}"),
-        f"--temp-dir={place.path / 'ray'}",
+        f"--ray-client-server-port={free_port()}",
     ]
-    log = place.path / "head.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, cwd=place.path, env=place.env, stdout=file, stderr=file, start_new_session=True
-        )
+    process = start_node(place, "head", cpus=cpus, gpus=gpus, options=options)
     try:
-        wait_until(
-            lambda: "Ray runtime started" in log.read_text() or process.poll() is not None,
-            "the head node to be up",
-        )
-        assert process.poll() is None, log.read_text()
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{web}")
     finally:
         process.terminate()
@@ -306,6 +310,42 @@ def a_head(place: Place, *, cpus: int, gpus: int, dashboard: bool = False) -> It
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def start_node(
+    place: Place,
+    name: str,
+    *,
+    cpus: int,
+    gpus: int,
+    options: Sequence[str],
+    env: Env | None = None,
+    prefix: Sequence[str] = (),
+) -> subprocess.Popen[bytes]:
+    """`ray start` as a person would call it; returns once the node is up, and it stays up."""
+    command = [
+        *(*prefix, str(Path(sys.executable).with_name("ray")), "start", "--block", *options),
+        *(f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={100 << 20}"),
+        # Nothing on a port that another node on this machine may have.
+        f"--dashboard-agent-listen-port={free_port()}",
+        *("--min-worker-port=0", "--max-worker-port=0"),
+    ]
+    log = place.path / f"{name}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=place.path,
+            env=place.env | _texts(env or {}),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    wait_until(
+        lambda: "Ray runtime started" in log.read_text() or process.poll() is not None,
+        f"the node {name} to be up",
+    )
+    assert process.poll() is None, log.read_text()
+    return process
 
 
 def free_port() -> int:
@@ -341,102 +381,3 @@ def title(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
-
-
-# ---- what a sweep left behind
-
-
-def run_states(sweep: SweepDir) -> dict[Run, RunState]:
-    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
-        names = {trial.number: trial.name for trial in ledger.trials()}
-        return {(names[run.trial], run.seed): run.state for run in ledger.runs()}
-
-
-def attempts(sweep: SweepDir) -> dict[Run, list[AttemptRow]]:
-    """Every run's attempts, in order; a run without one is there too."""
-    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
-        names = {trial.number: trial.name for trial in ledger.trials()}
-        return {(names[run.trial], run.seed): ledger.attempts(run.id) for run in ledger.runs()}
-
-
-def stage_rows(sweep: SweepDir) -> dict[Run, list[StageRow]]:
-    """Every run's launches of stages over all attempts, in order."""
-    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
-        return {
-            run: [row for attempt in rows for row in ledger.stages(attempt.id)]
-            for run, rows in attempts(sweep).items()
-        }
-
-
-def attempt_states(sweep: SweepDir) -> dict[Run, list[AttemptState]]:
-    return {run: [row.state for row in rows] for run, rows in attempts(sweep).items()}
-
-
-def attempt_dir(sweep: SweepDir, row: AttemptRow) -> AttemptDir:
-    return AttemptDir(sweep.path / row.path)
-
-
-def check_finished(sweep: SweepDir, runs: int) -> None:
-    """Every run finished, and none of them twice."""
-    states = run_states(sweep)
-    assert len(states) == runs
-    assert set(states.values()) == {RunState.FINISHED}
-    for run, ends in attempt_states(sweep).items():
-        assert ends.count(AttemptState.FINISHED) == 1, (run, ends)
-        assert ends[-1] is AttemptState.FINISHED, (run, ends)
-        assert AttemptState.LAUNCHED not in ends, (run, ends)
-
-
-@dataclass(frozen=True)
-class Stay:
-    """One run's time at work, as the run itself wrote it down."""
-
-    facts: dict[str, Any]
-    end: float
-
-    @property
-    def start(self) -> float:
-        return float(self.facts["start"])
-
-    @property
-    def gpus(self) -> set[str]:
-        return {gpu for gpu in str(self.facts["gpus"]).split(",") if gpu}
-
-    def overlaps(self, other: Stay) -> bool:
-        return self.start < other.end and other.start < self.end
-
-
-def stays(board: Board) -> list[Stay]:
-    """All runs that came to their end, in the order of their arrival."""
-    found = []
-    for number in range(1, board.arrivals() + 1):
-        facts = json.loads((board.path / f"arrival-{number}.json").read_text())
-        departure = json.loads((board.path / f"departure-{number}.json").read_text())
-        found.append(Stay(facts, departure["end"]))
-    return found
-
-
-def most_at_once(found: list[Stay]) -> int:
-    """How many runs were at work at the same time, at most."""
-    return max(sum(other.start <= stay.start < other.end for other in found) for stay in found)
-
-
-def let_pass(board: Board, number: int) -> None:
-    """Let one arrival go on."""
-    (board.path / f"pass-{number}").touch()
-
-
-def arrival(board: Board, seed: int, stage: str) -> int:
-    """The number of the latest arrival of a stage of a run; 0 before there is one."""
-    for number in range(board.arrivals(), 0, -1):
-        facts = json.loads((board.path / f"arrival-{number}.json").read_text())
-        if (facts["seed"], facts["stage"]) == (seed, stage):
-            return number
-    return 0
-
-
-def open_gate(board: Board, passable: int = 1_000_000) -> None:
-    """Let the arrivals up to this number go on."""
-    partial = board.path / ".gate"
-    partial.write_text(str(passable))
-    partial.replace(board.path / "gate")

@@ -18,10 +18,12 @@ from tests.sweeper.ray_helpers import (
     Head,
     Place,
     a_head,
+    free_port,
+)
+from tests.sweeper.sweeps import (
     attempt_dir,
     attempts,
     check_finished,
-    free_port,
     most_at_once,
     open_gate,
     run_states,

@@ -22,7 +22,13 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scratch:
     return Scratch()
 
 
-def ship(scratch: Scratch, attempt: AttemptDir, log: list[str] | None = None) -> Shipment:
+def ship(
+    scratch: Scratch,
+    attempt: AttemptDir,
+    log: list[str] | None = None,
+    *,
+    follow_logs: bool = False,
+) -> Shipment:
     """A shipment that calls the slot's end without a cluster between."""
 
     def call(method: str, *arguments: Any) -> Any:
@@ -30,7 +36,7 @@ def ship(scratch: Scratch, attempt: AttemptDir, log: list[str] | None = None) ->
             log.append(arguments[0])
         return getattr(scratch, method)(*arguments)
 
-    return Shipment(attempt, call)
+    return Shipment(attempt, call, follow_logs=follow_logs)
 
 
 def test_a_stage_gets_what_it_needs_and_only_what_is_new_comes_home(
@@ -85,3 +91,45 @@ def test_a_launch_after_one_that_broke_off_begins_with_a_clean_directory(
     scratch.drop_scratch()
     scratch.drop_scratch()
     assert not list((tmp_path / "host").iterdir())
+
+
+def test_the_code_goes_to_the_slot_and_does_not_come_home(tmp_path: Path, scratch: Scratch) -> None:
+    code = tmp_path / "code"
+    for name in ("model/train.py", "model/data/table.json"):
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        (code / name).write_text(name)
+    (code / "model" / "not of it").write_text("")
+    attempt = AttemptDir(tmp_path / "a")
+    attempt.path.mkdir()
+    shipment = ship(scratch, attempt)
+    far = Path(shipment.begin())
+    there = Path(shipment.send_code(str(code), ("model/train.py", "model/data/table.json")))
+    assert (there / "model" / "data" / "table.json").read_text() == "model/data/table.json"
+    assert not (there / "model" / "not of it").exists()
+    (far / "train_gpt.py").write_text("a script's copy")
+    shipment.finish()
+    assert [path.name for path in attempt.path.iterdir()] == ["train_gpt.py"]
+    assert not there.exists()
+
+
+@pytest.mark.parametrize("follow_logs", [True, False])
+def test_what_a_script_says_comes_home_while_it_works(
+    tmp_path: Path, scratch: Scratch, follow_logs: bool
+) -> None:
+    attempt = AttemptDir(tmp_path / "a")
+    attempt.path.mkdir()
+    shipment = ship(scratch, attempt, follow_logs=follow_logs)
+    far = AttemptDir(Path(shipment.begin()))
+    ranks = [far.logs / "ranks" / "x" / "attempt_0" / str(rank) for rank in (0, 1)]
+    for directory in ranks:
+        directory.mkdir(parents=True)
+        (directory / "stdout.log").write_text("first\n")
+    shipment.follow()
+    assert [len(attempt.rank_logs(rank, "stdout")) for rank in (0, 1)] == [follow_logs, 0]
+    with (ranks[0] / "stdout.log").open("a") as file:
+        file.write("second\n")
+    shipment.follow()
+    shipment.finish()
+    for rank, said in ((0, "first\nsecond\n"), (1, "first\n")):
+        (log,) = attempt.rank_logs(rank, "stdout")
+        assert log.read_text() == said

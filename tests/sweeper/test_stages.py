@@ -21,6 +21,8 @@ from tests.sweeper.ray_helpers import (
     Head,
     Place,
     a_head,
+)
+from tests.sweeper.sweeps import (
     arrival,
     attempt_dir,
     attempt_states,

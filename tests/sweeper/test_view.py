@@ -11,8 +11,9 @@ import pytest
 
 from sweeper.layout import SweepDir
 from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.phases import PHASE_STARTS
 from sweeper.stages import Stage
-from sweeper.view import PHASE_STARTS, Observer, RunView, SweepView, estimate_seconds_left
+from sweeper.view import Observer, RunView, SweepView
 from tests.sweeper.conftest import result_facts
 
 PENDING, RUNNING = RunState.PENDING, RunState.RUNNING
@@ -202,59 +203,3 @@ def test_a_sweep_is_over_when_each_run_is() -> None:
     assert not view(FINISHED, PENDING).over
     assert not view(FINISHED, RUNNING).over
     assert view(FINISHED, FAILED, FINISHED).count(FINISHED) == 2
-
-
-def runs(*facts: tuple[RunState, float | None, float]) -> list[RunView]:
-    return [
-        RunView(trial="a", seed=seed, state=state, attempts=1, seconds=seconds, fraction=fraction)
-        for seed, (state, seconds, fraction) in enumerate(facts)
-    ]
-
-
-WAITS = (PENDING, None, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("facts", "slots", "seconds_left"),
-    [
-        pytest.param([], 1, None, id="no run"),
-        pytest.param([WAITS, WAITS], 1, None, id="nothing has begun"),
-        pytest.param([(RUNNING, 5.0, 0.1), WAITS], 1, None, id="too early to say"),
-        pytest.param([(RUNNING, 30.0, 0.5)], 1, 30.0, id="half way"),
-        pytest.param([(RUNNING, 30.0, 0.5), WAITS], 1, 90.0, id="half way, one more"),
-        pytest.param([(FINISHED, 60.0, 1.0)], 1, 0.0, id="all over"),
-        pytest.param([(FINISHED, 60.0, 1.0), WAITS], 1, 60.0, id="one waits"),
-        pytest.param([(FINISHED, 60.0, 1.0), WAITS, WAITS], 1, 120.0, id="two wait"),
-        pytest.param([(FINISHED, 60.0, 1.0), WAITS, WAITS], 2, 60.0, id="two wait, two slots"),
-        pytest.param([(FINISHED, 60.0, 1.0), *[WAITS] * 3], 2, 120.0, id="three wait, two slots"),
-        pytest.param(
-            [(FINISHED, 60.0, 1.0), (RUNNING, 20.0, 0.1), WAITS], 1, 100.0, id="one after another"
-        ),
-        pytest.param(
-            [(FINISHED, 60.0, 1.0), (RUNNING, 20.0, 0.1), (RUNNING, 50.0, 0.9), WAITS],
-            *(2, 70.0),
-            id="the slot that is free first takes the next",
-        ),
-        pytest.param(
-            [(FINISHED, 60.0, 1.0), (RUNNING, 20.0, 0.1), (RUNNING, 50.0, 0.9), WAITS],
-            *(1, 70.0),
-            id="more at work than slots are known of",
-        ),
-        pytest.param(
-            [(FINISHED, 60.0, 1.0), (RUNNING, 90.0, 0.9)], 1, 0.0, id="longer than the others"
-        ),
-        pytest.param(
-            [(FINISHED, 10.0, 1.0), (FINISHED, 60.0, 1.0), (FINISHED, 70.0, 1.0), WAITS],
-            *(1, 60.0),
-            id="the median counts",
-        ),
-        pytest.param(
-            [(FAILED, 1.0, 0.0), (FINISHED, 60.0, 1.0), WAITS], 1, 60.0, id="a failure is no guide"
-        ),
-        pytest.param([(FAILED, 1.0, 0.0), WAITS], 1, None, id="only a failure"),
-    ],
-)
-def test_the_time_left_is_by_the_runs_that_have_ended(
-    facts: list[tuple[RunState, float | None, float]], slots: int, seconds_left: float | None
-) -> None:
-    assert estimate_seconds_left(runs(*facts), slots) == seconds_left
