@@ -1,6 +1,6 @@
 # `make demo` and `make test` do everything on a fresh machine; the rest are their parts.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-all lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 help:
 	@echo "make demo   install, build a data set, run 2 configurations x 3 seeds, print the table"
 	@echo "make test   install, lint, type-check, run the whole test suite"
+	@echo "make test-all  the slow tests as well (soak, cut links, eight ranks)"
 	@echo "make lint   ruff, ruff format --check, mypy"
 	@echo "make clean  remove the virtual environment (data/ and runs/ stay)"
 
@@ -35,6 +36,9 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 clean:
 	rm -rf $(VENV)

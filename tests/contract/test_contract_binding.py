@@ -28,9 +28,10 @@ from sweeper.judge import ERROR_STATES, judge, next_stage
 from sweeper.launch import PROJECT
 from sweeper.layout import AttemptDir
 from sweeper.ledger import AttemptState
+from sweeper.logreader import RunReader
+from sweeper.phases import PHASE_STARTS, RunProgress
 from sweeper.spec import load_spec
 from sweeper.stages import Stage
-from sweeper.view import PHASE_STARTS, _Progress
 from tests.model.conftest import ROOT, SMALL, Finished, Train, data_dir, train
 
 __all__ = ["data_dir", "train"]  # fixtures
@@ -89,7 +90,7 @@ def test_a_real_run_is_judged_by_what_it_wrote(
     # The observer knows every phase, and ends where the run does.
     phases = {event["phase"] for event in done.of_kind("phase")}
     assert phases == set(PHASE_STARTS)
-    progress = _Progress(EventReader(attempt.events))
+    progress = RunProgress(RunReader(attempt))
     progress.update()
     assert (progress.phase, progress.fraction) == ("done", 1.0)
     assert (progress.step, progress.iterations) == (done.of_kind("step")[-1]["step"], 6)

@@ -147,7 +147,7 @@ def test_what_a_busy_command_says_counts(watched: Watched) -> None:
 
 def test_nothing_is_stopped_until_the_results_are_safe(watched: Watched) -> None:
     flag, sync = watched.path / "reachable", watched.path / "synced"
-    watched.clock.happens = {250: lambda: [flag.touch(), print(watched.stopped)]}
+    watched.clock.happens = {250: flag.touch}
     command = f"test -e '{flag}' && test ! -e '{watched.path}/stopped' && touch '{sync}'"
     assert watched.guard(sync=command) == 250
     assert sync.exists()
