@@ -7,6 +7,7 @@ what finished, ends what still runs, and launches the rest.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ class Loop:
     _failed_on: dict[int, set[str]] = field(default_factory=dict)  # run -> nodes
     _dead: set[int] = field(default_factory=set)
     _run_bytes: int = 0  # what the largest attempt so far has written
+    _full_at: float = -math.inf  # when the disk was last seen full, in Unix seconds
     _lost_since: float | None = None  # since when no node can hold a run
     _told: bool = False
     _next_count: float = 0.0
@@ -187,6 +189,7 @@ class Loop:
         """The ledger cannot be written: wait, so that nothing that has happened is lost."""
         if self.interrupts.count > 1:
             raise UserError(f"{self.sweep.ledger}: {error}; make room, then go on") from error
+        self._full_at = time.time()
         self.teller.pause(
             f"{self.sweep.ledger}: {error}; make room there (interrupt twice to give up)"
         )
@@ -281,8 +284,10 @@ class Loop:
         if outcome.state is AttemptState.LOST and slot.failure is not None:
             state = AttemptState.NODE_LOST if slot.node_lost else AttemptState.LOST
             outcome = replace(outcome, state=state, message=slot.failure)
-        full = disk.free_bytes(self.sweep.path) < disk.FULL_BYTES
-        if full and outcome.state in FOR_WANT_OF_ROOM:
+        if disk.free_bytes(self.sweep.path) < disk.FULL_BYTES:
+            self._full_at = time.time()
+        # There may be room again by the time that its end is looked at.
+        if work.launch.launched <= self._full_at and outcome.state in FOR_WANT_OF_ROOM:
             message = f"no space left on the disk of {self.sweep.path} ({outcome.message})"
             outcome = replace(outcome, state=AttemptState.NO_SPACE, message=message)
         return outcome

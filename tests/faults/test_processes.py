@@ -94,7 +94,9 @@ def test_a_rank_that_hangs_is_killed_and_the_run_repeated(place: Place, fleet: F
     board = place.board("hung")
     driver = place.drive(spec, "--address", fleet.address)
     driver.wait_for_arrivals(2)
-    (rank,) = [run for run in runs_of(place, "seed2/") if "fake_train" in run.cmdline()]
+    (rank,) = [
+        run for run in runs_of(place, "seed2/") if run.cmdline()[1:3] == ["-m", "fake_train"]
+    ]
     freeze(rank)
     open_gate(board)
     assert driver.wait() == 0, driver.said

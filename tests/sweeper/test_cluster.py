@@ -168,7 +168,7 @@ def test_everything_comes_home_byte_for_byte_from_a_node_with_another_disk(
     assert log.read_text() == "rank 1 has nothing to do\n"
     # The failed run can be judged as if it had been here.
     (lost,) = attempts(sweep)["bad", 7]
-    assert lost.message == "rank 0 ended with exit code 1"
+    assert lost.message == "RuntimeError: crashed as asked (rank 0 ended with exit code 1)"
     assert "RuntimeError: crashed as asked" in str(lost.traceback)
     assert "RuntimeError: crashed as asked" in bad.rank_logs(0, "stderr")[0].read_text()
 

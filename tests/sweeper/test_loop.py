@@ -265,7 +265,7 @@ def test_while_a_sweep_runs_others_may_look_but_not_touch(place: Place, head: He
     assert (running["phase"], running["step"], running["iterations"]) == ("train", 1, 2)
     assert running["fraction"] == pytest.approx(0.41)  # half of the training
     status = place.call("status", "stopped", "--root", root)
-    assert status.stdout.startswith("stopped: 2/6 runs done, 2 running, loss 3.500 3.500, ")
+    assert status.stdout.startswith("stopped: 2/6 runs done, 2 running, ")
     report = place.call("report", "stopped", "--root", root)
     assert "few: 1 of 3 seeds finished, 0 failed; not to be compared yet" in report.stdout
 

@@ -21,6 +21,7 @@ from sweeper.launch import (
     Tag,
     end_tagged,
     reap_leftovers,
+    tagged_processes,
 )
 from tests.sweeper.conftest import ROOT, alive, wait_until, write_module
 
@@ -120,6 +121,8 @@ def test_this_process_never_ends_itself(tag: Tag) -> None:
 
 def test_nothing_that_is_not_wanted_is_ended(sleepers: Sleepers, tag: Tag) -> None:
     process = sleepers(str(tag))
+    # For a moment of its start a process has no environment yet.
+    wait_until(lambda: tag in [found for _, found in tagged_processes()], "its tag to be seen")
     assert end_tagged(lambda _: False) == 0
     assert alive(process.pid)
     assert end_tagged(lambda found: found == tag) == 1

@@ -276,7 +276,8 @@ def test_stages_that_ended_survive_the_death_of_the_driver(place: Place, head: H
     assert stages_of(launches["t", 1]) == [(TRAIN, 0), (PACK, None), (PACK, 0), (SCORE, 0)]
     assert stages_of(launches["t", 2]) == GOOD
     # The time until the next driver came is nobody's.
-    assert launches["t", 2][0].ended == json.loads(end.read_text())["ended"]
+    # By the driver that died, if it still saw the end; else by what the guard has written.
+    assert (launches["t", 2][0].ended or 0.0) >= json.loads(end.read_text())["ended"]
 
 
 def test_an_interrupt_keeps_what_is_trained_and_its_time_counts(place: Place, head: Head) -> None:
