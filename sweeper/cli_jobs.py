@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sweeper.submit import JobRow
 
 INTERRUPTED = 130
+PASSED_ON = ("extend", "update_code")
 ADDRESS_NAMES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -38,7 +39,12 @@ def add(commands: Any) -> None:
         help="one more setting for all trials, as DATA_DIR=/big/disk/data",
     )
     command.add_argument(
-        "--extend", action="store_true", help="add new trials and seeds to a sweep that is there"
+        "--extend", action="store_true", help="the spec has more seeds or trials than the sweep"
+    )
+    command.add_argument(
+        "--update-code",
+        action="store_true",
+        help="what is left runs the code that is sent, not the copy that the sweep began with",
     )
     command.add_argument(
         "--python", default="python", metavar="PROGRAM", help="the Python of the cluster's head"
@@ -118,12 +124,13 @@ def _client(arguments: argparse.Namespace) -> Any:
 def submit(arguments: argparse.Namespace) -> int:
     from sweeper import submit as jobs
 
+    options = vars(arguments)
     submission = jobs.Submission(
         spec=arguments.spec,
         env=dict(arguments.env),
         root=arguments.root or jobs.DEFAULT_ROOT,
         python=arguments.python,
-        extend=arguments.extend,
+        options=tuple(f"--{name.replace('_', '-')}" for name in PASSED_ON if options[name]),
     )
     client = _client(arguments)
     job = jobs.submit(client, submission)

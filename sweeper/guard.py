@@ -103,7 +103,9 @@ class Supervisor:
                 os.read(self.wake, 4096)
             if self.alive in ready and not os.read(self.alive, 1):
                 watched.remove(self.alive)
-                self.stop(LAUNCHER_DIED, min(self.grace, ORPHAN_GRACE_SECONDS))
+                # Whoever was asked already has had his time, or will not be waited for.
+                grace = min(self.grace, ORPHAN_GRACE_SECONDS) if self.stop_reason is None else 0.0
+                self.stop(LAUNCHER_DIED, grace)
             if self.kill_at is not None and time.monotonic() >= self.kill_at:
                 self.kill_all()
             self.reap()

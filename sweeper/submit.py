@@ -35,8 +35,8 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 WORKLOAD = "workload"  # where a script lies, in what is sent
 IGNORE_LISTS = {".gitignore", ".rayignore"}
 INSTALLED = {"site-packages", "dist-packages"}
-# Between SIGTERM and SIGKILL; the job itself is over sooner (jobs/sweep.py), Ray's own are 3 s.
-STOP_WAIT_SECONDS = 10
+# Between SIGTERM and SIGKILL: the runs have half of it (jobs/sweep.py). Ray's own are 3 s.
+STOP_WAIT_SECONDS = 20
 STOPPED_SECONDS = 60.0
 POLL_SECONDS = 0.5
 # A stream that says nothing for so long is opened anew: the other end may have gone silently.
@@ -55,14 +55,14 @@ class Submission:
     env: Mapping[str, str]
     root: str = DEFAULT_ROOT
     python: str = "python"
-    extend: bool = False
+    options: tuple[str, ...] = ()  # more of `sweeper run`
 
     @property
     def entrypoint(self) -> str:
         arguments = [self.python, "-m", "jobs.sweep", "spec.toml", "--root", self.root]
         for name, value in self.env.items():
             arguments += ["--env", f"{name}={value}"]
-        return shlex.join([*arguments, *(["--extend"] if self.extend else [])])
+        return shlex.join([*arguments, *self.options])
 
 
 @dataclass(frozen=True, kw_only=True)

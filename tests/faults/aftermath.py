@@ -122,10 +122,15 @@ def _all(sweep: SweepDir) -> list[tuple[Run, list[AttemptRow]]]:
 
 
 def _has_result(directory: Path) -> bool:
-    """Whether an attempt came to a good end by what its processes wrote."""
+    """Whether an attempt came to a good end by what its processes wrote.
+
+    One that lost its slot or its driver has two seconds to end, and may just finish in them; when
+    it is judged before, its result is of no account.
+    """
     try:
-        exit_facts = json.loads((directory / "exit.json").read_text())
+        ended = json.loads((directory / "exit.json").read_text())
         result = json.loads((directory / "result.json").read_text())
     except (OSError, ValueError):
         return False
-    return exit_facts["exit_code"] == 0 and result["status"] == "finished"
+    finished = ended["exit_code"] == 0 and result["status"] == "finished"
+    return finished and ended["stop_reason"] is None

@@ -82,27 +82,27 @@ def test_whatever_dies_of_a_run_it_is_run_once_more(place: Place, fleet: Fleet) 
     }
 
 
-def test_a_rank_that_hangs_is_killed_and_the_run_repeated(place: Place, fleet: Fleet) -> None:
+def test_what_hangs_is_killed_and_the_run_repeated(place: Place, fleet: Fleet) -> None:
     spec = place.write_spec(
         "hung",
-        seeds=(1, 2),
-        trials={"t": {"SLEEP_MS": 500}},
-        resources={"gpus_per_run": 4},
-        limits=QUICK | {"stall_seconds": 4.0},
+        seeds=(1, 2, 3),
+        trials={"t": {}},
+        resources={"gpus_per_run": 2},
+        limits=QUICK | {"stall_seconds": 4.0, "grace_seconds": 1.0},
         env={"GATED": 1},
     )
-    board = place.board("hung")
     driver = place.drive(spec, "--address", fleet.address)
-    driver.wait_for_arrivals(2)
-    (rank,) = [
-        run for run in runs_of(place, "seed2/") if run.cmdline()[1:3] == ["-m", "fake_train"]
-    ]
+    driver.wait_for_arrivals(3)
+    (rank,) = [run for run in runs_of(place, "seed2/") if "supervise" not in run.cmdline()]
+    (guard,) = [run for run in runs_of(place, "seed3/") if "supervise" in run.cmdline()]
     freeze(rank)
-    open_gate(board)
+    freeze(guard)
+    open_gate(place.board("hung"))
     assert driver.wait() == 0, driver.said
-    check_aftermath(place, fleet, "hung", runs=2, attempts={"finished": 2, "stalled": 1})
-    first, _ = attempts(place.sweep("hung"))["t", 2]
-    assert "no event and no growth of a log for 4 s" in str(first.message)
+    check_aftermath(place, fleet, "hung", runs=3, attempts={"finished": 3, "stalled": 2})
+    for seed in (2, 3):
+        first, _ = attempts(place.sweep("hung"))["t", seed]
+        assert "no event and no growth of a log for 4 s" in str(first.message)
 
 
 def start_in_the_middle(place: Place, fleet: Fleet, name: str, **env: object) -> Driver:

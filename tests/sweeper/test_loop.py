@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -236,7 +237,7 @@ def test_a_result_that_nobody_took_in_is_adopted(place: Place, head: Head) -> No
     # The driver is frozen while its runs finish, then it dies: the ledger says launched.
     sweep, board = place.sweep("adopted"), place.board("adopted")
     driver = start_gated(place, "adopted", "--address", head.address)
-    driver.process.send_signal(signal.SIGSTOP)
+    os.killpg(driver.process.pid, signal.SIGSTOP)  # what keeps it as well
     open_gate(board, 4)
     wait_until(
         lambda: len(list(sweep.path.glob("attempts/*/seed*/*/exit.json"))) == 4,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from jobs.sweep import with_defaults
 from sweeper import cli
 from sweeper.cli_jobs import address_from
 from sweeper.errors import UserError
@@ -203,6 +204,14 @@ def test_the_address_is_that_of_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://head/")
     assert address_from(None) == "https://head"
     assert address_from("http://other:1") == "http://other:1"
+
+
+def test_a_job_has_half_of_what_ray_gives_it_to_end_its_runs_in() -> None:
+    home = str(Path.home() / "x")
+    assert with_defaults(["s.toml", "--root", "~/x"], {}) == [
+        *("run", "--stop-seconds", "1.5", "s.toml", "--root", home)
+    ]
+    assert with_defaults([], {"RAY_JOB_STOP_WAIT_TIME_S": "20"})[2] == "10.0"
 
 
 # ---- what comes home
