@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import select
@@ -29,6 +30,8 @@ from sweeper.stall import StallWatch, dump_stacks
 TAG_NAME = "SWEEPER_TAG"
 TAG_ENTRY = re.compile(rb"(?:^|\0)SWEEPER_TAG=([^\0]*)")
 STALL_POLL_SECONDS = 2.0
+# Beyond its grace, what a guard may take to end a run: it tries for guard.KILL_SECONDS.
+GUARD_MARGIN_SECONDS = 15.0
 PROJECT = Path(__file__).resolve().parent.parent
 # What a run must not inherit from the process that launches it: torchrun or stage of another run.
 FOREIGN_NAMES = (
@@ -124,6 +127,8 @@ class RunningAttempt:
         """Reap what is left of earlier launches, then make this one."""
         self._tag = request.tag
         self._attempt = request.attempt
+        self._grace = request.grace_seconds
+        self._patience_ends = math.inf  # by the monotonic clock: when the guard is killed
         self._stalls = StallWatch(request.attempt, request.stall_seconds, request.events_from)
         self._lock = threading.Lock()
         reap_leftovers(request.tag, request.dead)
@@ -168,16 +173,25 @@ class RunningAttempt:
         return hung
 
     def _watch(self) -> str | None:
-        """Return when the guard has ended, or when the run hangs and has been told to end."""
+        """Return when the guard has ended; why the run was taken for hung and ended, if it was."""
+        hung = None
         with contextlib.suppress(ProcessLookupError), _watched(self._guard.pid) as guard:
             while not guard.poll(STALL_POLL_SECONDS * 1000):
-                hung = self._stalls.check(time.monotonic())
-                if hung is not None:
+                now = time.monotonic()
+                if now >= self._patience_ends:
+                    # It hangs itself, and its ranks die of their parent-death signals.
+                    self._guard.kill()
+                if hung is None and (why := self._stalls.check(now)) is not None:
                     stacks = dump_stacks(self._guard.pid, self._attempt.logs / "stacks")
-                    where = f"; its stacks are in {stacks[0].parent}" if stacks else ""
+                    hung = why + (f"; its stacks are in {stacks[0].parent}" if stacks else "")
                     self.stop()
-                    return hung + where
-        return None
+                    self._bear_with_guard(self._grace)
+        return hung
+
+    def _bear_with_guard(self, seconds: float) -> None:
+        """Give the guard this time to end the run, and some to say so; then it is killed."""
+        ends = time.monotonic() + seconds + GUARD_MARGIN_SECONDS
+        self._patience_ends = min(self._patience_ends, ends)
 
     def stop(self) -> None:
         """Ask the run to end itself; what is left after its grace is killed."""
@@ -190,6 +204,7 @@ class RunningAttempt:
             alive, self._alive = self._alive, -1
         if alive >= 0:
             os.close(alive)
+            self._bear_with_guard(guard.ORPHAN_GRACE_SECONDS)
 
 
 @contextlib.contextmanager

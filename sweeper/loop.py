@@ -269,6 +269,7 @@ class Loop:
             *(self.ledger, work.attempt, work.directory, outcome, verdict.state),
             remove=self.spec.disk.remove,
         )
+        self.teller.attempt_over(work.directory.path)
         self.agenda.over(work.run.id)
 
     def _judge(self, work: Work, slot: Slot) -> Outcome:
@@ -300,6 +301,7 @@ class Loop:
             attempt = self.ledger.attempt(work.attempt)
         else:
             record_end(self.ledger, work.attempt, work.directory, outcome, RunState.PENDING)
+            self.teller.attempt_over(work.directory.path)
         failed_on = self._failed_on.setdefault(work.run.id, set())
         if verdict.elsewhere:
             failed_on.add(work.node)

@@ -107,9 +107,8 @@ class Target:
             return
         with contextlib.suppress(OSError, ValueError):
             marker = json.loads((self.path / MARKER).read_text())
-            known = digest(self.ledger) in marker["ledgers"]
-            if known and not _has_bytes(self._beside("-wal")):
-                return
+            if digest(self.ledger) in marker["ledgers"]:
+                return  # to open one for writing alone changes it: its journal becomes another
         raise UserError(
             f"{self.path}: there is a sweep that was not pulled, or went on here; give another "
             "--out"
@@ -154,11 +153,6 @@ class Target:
         partial = marker.with_suffix(".partial")
         partial.write_text(json.dumps({"ledgers": digests}))
         partial.replace(marker)
-        for name in ("-wal", "-shm"):  # empty ones, of the ledger that goes
-            self._beside(name).unlink(missing_ok=True)
-
-    def _beside(self, name: str) -> Path:
-        return self.ledger.with_name(LEDGER + name)
 
     def _facts(self, path: Path) -> tuple[int, str]:
         """Size and hash of a file, which is read again only when it has changed."""
@@ -176,10 +170,6 @@ def safe(name: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise UserError(f"the cluster sends a file called {name!r}; nothing is written there")
     return path
-
-
-def _has_bytes(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
 
 
 # ---- the other end

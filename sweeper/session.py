@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 from sweeper import snapshot as code
+from sweeper import storage
 from sweeper.cluster import Cluster, ClusterOptions, Gauges
 from sweeper.driver import Interrupts, hold
 from sweeper.layout import SweepDir
@@ -18,6 +20,9 @@ from sweeper.settle import recover
 from sweeper.spec import SweepSpec
 from sweeper.telling import Teller
 from sweeper.view import Observer, SweepView
+
+# What there is to put the last results in, after the last run or after an interrupt.
+STORE_SECONDS, INTERRUPTED_STORE_SECONDS = 120.0, 0.5
 
 
 def run_sweep(
@@ -42,6 +47,8 @@ def run_sweep(
     within their grace and wait for the next call; then KeyboardInterrupt is raised.
     """
     unchecked = code.check(spec, sweep)
+    if spec.storage is not None:
+        storage.check(spec.storage.url)
     with (
         hold(sweep),
         closing(Ledger.open_for_writing(sweep.ledger, spec, extend=extend)) as ledger,
@@ -51,13 +58,18 @@ def run_sweep(
         ledger.reopen_failed()
         observer = Observer(sweep, ledger)
         before = observer.look()
+        teller = Teller(sweep, ledger, progress, observer)
         if before.over:
-            return before
+            with _stored(spec, sweep, teller, Interrupts()):
+                return before
         finished = before.count(RunState.FINISHED) > 0
         snapshot, told = code.prepare(spec.workload, sweep, finished=finished, update=update_code)
         record_spec(sweep, spec, spec_text, snapshot, again=extend)
-        teller = Teller(sweep, ledger, progress, observer)
-        with Interrupts().catch() as interrupts, progress.show():
+        with (
+            Interrupts().catch() as interrupts,
+            progress.show(),
+            _stored(spec, sweep, teller, interrupts),
+        ):
             for text in filter(None, (unchecked, told)):
                 teller.note("code", text)
             progress.update(before)
@@ -72,3 +84,25 @@ def run_sweep(
         if interrupts.count:
             raise KeyboardInterrupt
         return observer.look()
+
+
+@contextmanager
+def _stored(
+    spec: SweepSpec, sweep: SweepDir, teller: Teller, interrupts: Interrupts
+) -> Iterator[None]:
+    """Let the results go to the spec's storage as well, all of them by the end of the block."""
+    if spec.storage is None:
+        yield
+        return
+    teller.store = store = storage.Store(spec.storage.url, sweep)
+    seconds = 0.0
+    try:
+        yield
+        if not interrupts.count:
+            from sweeper.aggregate import write_report  # which takes a second
+
+            write_report(sweep)
+            seconds = STORE_SECONDS
+    finally:
+        store.close(max(seconds, INTERRUPTED_STORE_SECONDS))
+        teller.tell_of_store()

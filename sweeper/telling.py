@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sweeper import pulse
 from sweeper.agenda import Agenda
@@ -16,6 +17,7 @@ from sweeper.ledger import Ledger
 from sweeper.metrics import Metrics
 from sweeper.progress import Progress
 from sweeper.pulse import Pulse, Quarantined, SlotPulse, SlotState
+from sweeper.storage import Store
 from sweeper.view import Observer
 from sweeper.work import Work
 
@@ -33,6 +35,7 @@ class Teller:
     progress: Progress
     observer: Observer
     metrics: Metrics | None = None
+    store: Store | None = None
     paused: str | None = None  # why nothing is launched
     _started: float = field(default_factory=time.time)
     _next_look: float = 0.0
@@ -43,6 +46,16 @@ class Teller:
         """Say what has happened, and keep it in the ledger."""
         self.progress.note(text)
         self.ledger.note(kind, text)
+
+    def attempt_over(self, directory: Path) -> None:
+        """Put what an attempt has left where the results go as well."""
+        if self.store is not None:
+            self.store.put_attempt(directory)
+
+    def tell_of_store(self) -> None:
+        """Say what has gone wrong there."""
+        for text in [] if self.store is None else self.store.news():
+            self.note("storage", text)
 
     def pause(self, why: str | None) -> None:
         """Say that nothing is launched for a reason, or, without one, that the sweep goes on."""
@@ -63,6 +76,7 @@ class Teller:
     ) -> None:
         """Show the sweep as it is, if it is time for that."""
         clock = time.monotonic()
+        self.tell_of_store()
         if now or clock >= self._next_pulse:
             self._next_pulse = clock + PULSE_SECONDS
             pulse.write(self.sweep.pulse, self._pulse(cluster, work, agenda))

@@ -90,6 +90,7 @@ class Place:
         limits: Env | None = None,
         packing: Env | None = None,
         disk: Env | None = None,
+        storage: Env | None = None,
         launch: str = "exec",
     ) -> Path:
         """A spec of the fake workload, with a board of its own; without GPUs unless asked."""
@@ -100,7 +101,7 @@ class Place:
             "limits": {"grace_seconds": 20.0} | dict(limits or {}),
             "env": {"BOARD_DIR": board} | dict(env or {}),
         }
-        optional = {"packing": packing, "disk": disk}
+        optional = {"packing": packing, "disk": disk, "storage": storage}
         tables |= {name: table for name, table in optional.items() if table is not None}
         # A JSON text, number, boolean or list is TOML as well.
         lines = [f"name = {json.dumps(name)}", f"seeds = {json.dumps(seeds)}"]

@@ -64,7 +64,8 @@ def head(place: Place) -> Iterator[Head]:
 @pytest.fixture(scope="module")
 def done(place: Place) -> Driver:
     """A driver that has run two trials of three seeds, on a Ray of its own."""
-    spec = place.write_spec("done", seeds=SEEDS, trials=TWO_TRIALS)
+    stored = {"url": str(place.path / "stored")}
+    spec = place.write_spec("done", seeds=SEEDS, trials=TWO_TRIALS, storage=stored)
     driver = place.drive(spec, "--num-cpus", "2")
     assert driver.wait() == 0, driver.said
     return driver
@@ -79,6 +80,17 @@ def test_two_trials_of_three_seeds_are_six_finished_runs(place: Place, done: Dri
     # Nothing of the Ray that it had started is there any more.
     wait_until(lambda: not done.left(), "all processes of the driver to end")
     assert not sweep.nonce.exists()
+
+
+def test_all_results_are_at_the_storage_too(place: Place, done: Driver) -> None:
+    sweep, stored = place.sweep("done"), place.path / "stored" / "done"
+    for pattern, count in {"attempts/*/*/*/result.json": 6, "report.csv": 1}.items():
+        paths = list(sweep.path.glob(pattern))
+        assert len(paths) == count
+        for path in paths:
+            copy = stored / path.relative_to(sweep.path)
+            assert copy.read_bytes() == path.read_bytes()
+    check_finished(SweepDir(stored), runs=6)
 
 
 def test_the_table_stands_on_stdout_and_the_news_on_stderr(place: Place, done: Driver) -> None:

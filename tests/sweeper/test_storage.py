@@ -87,7 +87,11 @@ def test_any_url_of_fsspec_is_a_storage(
     sweep.report_json.write_text("{}")
     assert not files.exists("/bucket/sweeps/sweep/report.json")
     store.put_sweep_files()
-    wait_until(lambda: files.exists("/bucket/sweeps/sweep/report.json"), "the report")
+    report = "/bucket/sweeps/sweep/report.json"
+    wait_until(lambda: files.exists(report), "the report")
+    sweep.report_json.write_text('{"of": "more runs"}')
+    store.put_sweep_files()
+    wait_until(lambda: files.cat(report) == sweep.report_json.read_bytes(), "the next report")
     assert store.close(CLOSE_SECONDS)
     assert not [name for name in files.find("/bucket") if "partial" in name]
 
