@@ -3,6 +3,7 @@
 <root>/<sweep>/spec.toml, spec.resolved.json   what was asked
                ledger.sqlite                   every attempt
                lock                            held by the one driver
+               code/<hash>/, code.json         what its runs execute, and which version is in use
                driver.json                     what the driver says of itself
                report.csv, report.json         what was found
                attempts/<trial>/seed<S>/<n>/   one attempt: the process contract's files

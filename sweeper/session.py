@@ -53,6 +53,7 @@ def run_sweep(
         hold(sweep),
         closing(Ledger.open_for_writing(sweep.ledger, spec, extend=extend)) as ledger,
     ):
+        sweep.pulse.unlink(missing_ok=True)  # the last word of a driver that is no more
         session = secrets.token_hex(8)
         recover(sweep, ledger, session, spec.disk.remove)
         ledger.reopen_failed()

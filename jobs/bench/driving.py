@@ -19,13 +19,29 @@ PROJECT = Path(__file__).resolve().parents[2]
 SAMPLE_SECONDS = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A look at a process: Unix seconds, its processor's seconds so far, the bytes it holds."""
+
+    at: float
+    cpu_s: float
+    memory: int
+
+
 @dataclass(kw_only=True)
 class Driver:
-    """What was seen of a driver's process while it ran."""
+    """What was seen of a driver's process while it ran, without the processes below it."""
 
     command_s: float = 0.0
-    cpu_s: float = 0.0
-    memory: list[tuple[float, int]] = field(default_factory=list)  # when, and how many bytes
+    samples: list[Sample] = field(default_factory=list)
+
+    def at(self, moment: float) -> Sample:
+        """The last look before a moment, or the first of all."""
+        return max(
+            (sample for sample in self.samples if sample.at <= moment),
+            key=lambda sample: sample.at,
+            default=self.samples[0],
+        )
 
 
 def drive_sweep(spec: Path, *, slots: int, gpus: int) -> tuple[float, Driver]:
@@ -63,8 +79,9 @@ def watch(command: list[str], log: Path, look: Callable[[], None]) -> Driver:
         while process.poll() is None:
             with suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
-                driver.cpu_s = times.user + times.system
-                driver.memory.append((time.time(), process.memory_info().rss))
+                memory = process.memory_info().rss
+                used = times.user + times.system
+                driver.samples.append(Sample(at=time.time(), cpu_s=used, memory=memory))
             look()
             time.sleep(SAMPLE_SECONDS)
     driver.command_s = time.monotonic() - started

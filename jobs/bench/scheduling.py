@@ -12,8 +12,10 @@ its own process, with a Ray of the same size. Ideal is the sleep alone, wave aft
     from up      ideal / (cluster is up to last end)
     gap          end of a sleep to start of the next in the same slot, as the script saw them
     of it idle   a run's end to the next one's launch in that slot, as above
-    growth       median gap of the last fifth of the runs / of the first fifth
-    CPU, memory  of the driver's process, without what Ray starts beside it
+    growth       median gap of the last fifth of the runs / of the first fifth; other work on the
+                 machine shows in it too, but hardly in the next
+    CPU ms/run   of the driver, while the first and the last fifth of the runs ended
+    CPU, memory  of the driver's process, without what Ray starts beside it; last: at the last end
 """
 
 from __future__ import annotations
@@ -92,7 +94,18 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="instead: from a free slot to the first training step of a torchrun",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if min(arguments.runs, arguments.slots, arguments.repeats) < 1 or arguments.seconds < 0:
+        parser.error("--runs, --slots and --repeats are at least 1, --seconds at least 0")
+    if "tune" in arguments.peer and not _has_tune():
+        parser.error('--peer tune needs more of Ray: pip install "ray[tune]"')
+    return arguments
+
+
+def _has_tune() -> bool:
+    """Whether Ray Tune can be used here; found out elsewhere, since this process has no Ray."""
+    tried = subprocess.run([sys.executable, "-c", "from ray import tune"], capture_output=True)
+    return tried.returncode == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +185,10 @@ def describe(timeline: Timeline, driver: Driver, size: Size) -> dict[str, Any]:
     if len(timeline.runs) != size.runs:
         raise SystemExit(f"{len(timeline.runs)} runs have ended, not {size.runs}")
     gaps, idle = timeline.gaps(), timeline.launch_gaps()
-    at_end = [memory for at, memory in driver.memory if at <= timeline.end]
+    first, last = (
+        (driver.at(end).cpu_s - driver.at(begin).cpu_s) / count
+        for begin, end, count in timeline.first_and_last_fifth()
+    )
     return {
         "slots_used": len({run.slot for run in timeline.runs}),
         "utilisation": size.ideal / timeline.wall,
@@ -181,9 +197,10 @@ def describe(timeline: Timeline, driver: Driver, size: Size) -> dict[str, Any]:
         "gap_s": _spread(gaps),
         "idle_s": _spread(idle),
         "gap_growth": growth(gaps),
-        "driver_cpu_s": driver.cpu_s,
-        "driver_peak_bytes": max(memory for _, memory in driver.memory),
-        "driver_last_bytes": at_end[-1],
+        "driver_cpu_s": driver.samples[-1].cpu_s,
+        "driver_cpu_s_a_run": {"first": first, "last": last},
+        "driver_peak_bytes": max(sample.memory for sample in driver.samples),
+        "driver_last_bytes": driver.at(timeline.end).memory,
         "load": os.getloadavg()[0],
     }
 
@@ -220,7 +237,7 @@ def print_table(facts: dict[str, Any]) -> None:
         ["who"],
         [
             *("utilisation", "from up", "command s", "gap ms", "p95", "max", "of it idle ms"),
-            *("growth", "CPU s", "peak MiB", "last MiB"),
+            *("growth", "CPU ms/run", "CPU s", "peak MiB", "last MiB"),
         ],
     )
     for what in dict.fromkeys(row["what"] for row in facts["rows"]):
@@ -238,6 +255,7 @@ def print_table(facts: dict[str, Any]) -> None:
             *(f"{1000 * median('gap_s', part):,.0f}" for part in ("median", "p95", "max")),
             f"{1000 * median('idle_s', 'median'):,.1f}",
             f"{median('gap_growth'):.2f}",
+            "–".join(f"{1000 * median('driver_cpu_s_a_run', at):.0f}" for at in ("first", "last")),
             f"{median('driver_cpu_s'):.1f}",
             *(f"{median(f'driver_{when}_bytes') / 2**20:,.0f}" for when in ("peak", "last")),
         )

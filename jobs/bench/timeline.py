@@ -44,6 +44,14 @@ class Timeline:
     def end(self) -> float:
         return max(run.ended for run in self.runs)
 
+    def first_and_last_fifth(self) -> list[tuple[float, float, int]]:
+        """When they began and ended, by the runs' ends, and how many runs that were."""
+        ends = sorted(run.ended for run in self.runs)
+        count = max(1, len(ends) // 5)
+        first = min(run.launched for run in self.runs)
+        before = ends[-count - 1] if len(ends) > count else first
+        return [(first, ends[count - 1], count), (before, ends[-1], count)]
+
     def pairs(self) -> list[tuple[Timed, Timed]]:
         """Each run with the next in its slot, in the order in which the next ones began."""
         slots: dict[str, list[Timed]] = {}
