@@ -159,6 +159,8 @@ def _drive(
     extend: bool = False,
 ) -> int:
     """Run what is left of a sweep, and print its results."""
+    from contextlib import redirect_stdout
+
     from sweeper.cluster import ClusterOptions
     from sweeper.ledger import RunState
     from sweeper.logs import describe_failures
@@ -169,16 +171,18 @@ def _drive(
         address=arguments.address, num_cpus=arguments.num_cpus, num_gpus=arguments.num_gpus
     )
     try:
-        view = run_sweep(
-            spec,
-            sweep,
-            options,
-            spec_text=spec_text,
-            progress=Progress(),
-            extend=extend,
-            update_code=arguments.update_code,
-            stop_seconds=arguments.stop_seconds,
-        )
+        # Ray tells its own stories there of nodes that die; stdout is for results.
+        with redirect_stdout(sys.stderr):
+            view = run_sweep(
+                spec,
+                sweep,
+                options,
+                spec_text=spec_text,
+                progress=Progress(),
+                extend=extend,
+                update_code=arguments.update_code,
+                stop_seconds=arguments.stop_seconds,
+            )
     except KeyboardInterrupt:
         say(f"stopped; `sweeper resume {spec.name}` goes on where it was")
         return INTERRUPTED

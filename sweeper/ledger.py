@@ -178,6 +178,8 @@ class Ledger:
         if not path.is_file():
             raise UserError(f"{path.parent}: no sweep there; see `sweeper run`, or give --root")
         ledger = cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
+        if ledger._schema_version() == 0:
+            raise UserError(f"{path.parent}: no sweep there yet; it is being made just now")
         views = VIEWS.get(ledger._schema_version())
         if views is None:
             ledger._check_schema(path)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults.aftermath import attempt_counts, check_aftermath, seeded
 from tests.faults.fleet import Fleet, a_fleet, freeze
+from tests.sweeper.conftest import wait_until
 from tests.sweeper.ray_helpers import Driver, Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet")]
@@ -77,6 +78,15 @@ class Storm:
         self.driver = self.place.resume("soak", "--address", self.fleet.address)
         return SLOTS
 
+    def watch(self) -> bool:
+        """Whether the sweep is over; a keeper that has seen too many drivers die is replaced."""
+        if self.driver.process.poll() is None:
+            return False
+        if "without a word" not in self.driver.stderr.read_text().splitlines()[-1]:
+            return True
+        self.driver = self.place.resume("soak", "--address", self.fleet.address)
+        return False
+
     def kill_node(self) -> int:
         self.chance.choice(self.fleet.nodes).kill_raylet()
         self.fleet.repair(2)
@@ -99,16 +109,22 @@ def test_every_run_finishes_once_whatever_dies(place: Place, fleet: Fleet) -> No
         seeds=tuple(range(RUNS)),
         trials={"t": {"SLEEP_MS": 300}},
         resources={"gpus_per_run": 2 * 8 // SLOTS},
-        limits={"max_attempts": 20, "backoff_seconds": 0.1, "stall_seconds": 3.0},
+        limits={
+            "max_attempts": 20,
+            "backoff_seconds": 0.1,
+            "stall_seconds": 3.0,
+            "grace_seconds": 1.0,
+        },
     )
     driver = place.drive(spec, "--address", fleet.address)
     driver.wait_for_arrivals(SLOTS)
     storm = Storm(place, fleet, driver, seeded())
     deadline = time.monotonic() + STRIKE_SECONDS
-    while time.monotonic() < deadline and storm.driver.process.poll() is None:
+    while time.monotonic() < deadline and not storm.watch():
         storm.strike()
         time.sleep(storm.chance.uniform(*PAUSE_SECONDS))
-    assert storm.driver.wait(END_SECONDS) == 0, storm.driver.said
+    wait_until(storm.watch, "the sweep to end", END_SECONDS)
+    assert storm.driver.wait() == 0, storm.driver.said
     counts = attempt_counts(place.sweep("soak"))
     print(f"struck: {dict(storm.struck)}; attempts: {counts}")
     assert counts.keys() <= {"finished", "crashed", "lost", "stalled", "node_lost"}

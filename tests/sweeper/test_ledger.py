@@ -388,6 +388,13 @@ def test_a_ledger_of_another_version_is_refused(path: Path, version: int) -> Non
 # ---- looking
 
 
+def test_a_ledger_that_is_just_being_made_is_no_sweep_yet(path: Path) -> None:
+    sqlite3.connect(path).close()
+    path.touch()
+    with pytest.raises(UserError, match="no sweep there yet"):
+        Ledger.open_for_reading(path)
+
+
 def test_looking_where_there_is_no_sweep_makes_none(tmp_path: Path) -> None:
     missing = tmp_path / "nothing" / "ledger.sqlite"
     with pytest.raises(UserError, match="no sweep there"):
