@@ -107,6 +107,7 @@ class Fleet:
         cpus: int = 2,
         gpus: int = GPUS_PER_NODE,
         machine: Machine | None = None,
+        env: Env | None = None,
     ) -> Node:
         """One more node, up and known to the head; on the machine that is given, or on this."""
         self._started += 1
@@ -119,7 +120,7 @@ class Fleet:
             cpus=cpus,
             gpus=gpus,
             options=[f"--address={self.address}", f"--node-ip-address={address}"],
-            env=self.env,
+            env=dict(self.env) | dict(env or {}),
             prefix=prefix,
         )
         node = Node(name, address, process, prefix)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
+from sweeper.ledger import Ledger
 from tests.faults.aftermath import check_aftermath
 from tests.faults.fleet import QUICK_TO_NOTICE, Fleet, Node, a_fleet
 from tests.sweeper.conftest import wait_until
@@ -61,6 +63,26 @@ def test_a_node_that_dies_costs_its_runs_a_try_and_nobody_else(place: Place, fle
     check_aftermath(place, fleet, "nodeless", runs=5, attempts={"finished": 5, "node_lost": 2})
 
 
+def test_a_node_on_which_all_runs_fail_takes_no_more(place: Place, fleet: Fleet) -> None:
+    fleet.nodes.pop().end()
+    broken = fleet.add_node(env={"NODE_IS_BROKEN": 1})
+    spec = place.write_spec(
+        "broken",
+        seeds=(1, 2, 3, 4, 5, 6),
+        trials={"t": {"FAULT": "crash on a broken node"}},
+        resources={"gpus_per_run": 8},
+        limits={"backoff_seconds": 0.1},
+    )
+    driver = place.drive(spec, "--address", fleet.address)
+    assert driver.wait() == 0, driver.said
+    check_aftermath(place, fleet, "broken", runs=6, attempts={"finished": 6, "crashed": 2})
+    with closing(Ledger.open_for_reading(place.sweep("broken").ledger)) as ledger:
+        (note,) = [note for note in ledger.notes() if note.kind == "quarantine"]
+    assert "the last 2 on it failed" in note.text
+    broken.end()
+
+
+@pytest.mark.slow
 def test_a_node_that_comes_while_the_sweep_waits_is_used(place: Place, fleet: Fleet) -> None:
     spec, board = write_spec(place, "growing", seeds=3, gpus=8), place.board("growing")
     driver = place.drive(spec, "--address", fleet.address)

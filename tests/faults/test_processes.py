@@ -184,6 +184,7 @@ def test_an_interrupt_lets_runs_end_and_they_wait(place: Place, fleet: Fleet) ->
     check_aftermath(place, fleet, "interrupted", runs=4, attempts={"finished": 4, "stopped": 2})
 
 
+@pytest.mark.slow
 def test_two_interrupts_end_runs_that_do_not_listen(place: Place, fleet: Fleet) -> None:
     spec = place.write_spec(
         "deaf",

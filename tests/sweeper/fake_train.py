@@ -204,6 +204,8 @@ class Run:
             f"crashed-{self.stage}-{self.seed}"
         ):
             raise RuntimeError("crashed the first time")
+        if self.fault == "crash on a broken node" and "NODE_IS_BROKEN" in os.environ:
+            raise RuntimeError("the node is broken")
         if self.fault == "leave a process behind":
             self.leave_process()
         if self.fault == "leave a daemon behind":
