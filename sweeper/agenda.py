@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from sweeper.judge import next_stage
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunRow, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptRow, AttemptState, RunRow, RunState
 from sweeper.stages import Stage
 
 

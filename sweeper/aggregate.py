@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptRow, Ledger, RunRow, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptRow, RunRow, RunState
 from sweeper.stats import Summary, summarise
 from sweeper.tables import AND, as_markdown, as_table, records
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sweeper import cli_jobs, cli_watch
+from sweeper.options import add_root, add_settings
 
 if TYPE_CHECKING:
     from sweeper.layout import SweepDir
@@ -36,22 +37,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--extend", action="store_true", help="the spec has more seeds or trials than the sweep"
     )
-    command.add_argument(
-        "--env",
-        type=_setting,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="one more setting for all trials, as DATA_DIR=/big/disk/data",
-    )
+    add_settings(command)
     _add_cluster(command)
-    _add_root(command)
+    add_root(command)
     command.set_defaults(run=run)
 
     command = commands.add_parser("resume", help="go on with a sweep, by its name alone")
     command.add_argument("name", metavar="NAME")
     _add_cluster(command)
-    _add_root(command)
+    add_root(command)
     command.set_defaults(run=resume)
 
     cli_watch.add(commands)
@@ -59,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="a sweep's results: a row a configuration")
     command.add_argument("name", metavar="NAME")
     command.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
-    _add_root(command)
+    add_root(command)
     command.set_defaults(run=report)
 
     cli_jobs.add(commands)
@@ -91,22 +85,6 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         metavar="S",
         help="what there is to end in after an interrupt (default: the spec's grace_seconds)",
     )
-
-
-def _add_root(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--root", metavar="DIR", help="where sweeps are kept (default: $SWEEPER_ROOT, or ./runs)"
-    )
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError
-    return name, value
-
-
-_setting.__name__ = "NAME=VALUE"  # what argparse calls it when it complains
 
 
 def _version() -> str:
@@ -162,9 +140,9 @@ def _drive(
     from contextlib import redirect_stdout
 
     from sweeper.cluster import ClusterOptions
-    from sweeper.ledger import RunState
     from sweeper.logs import describe_failures
     from sweeper.progress import Progress, say
+    from sweeper.rows import RunState
     from sweeper.session import run_sweep
 
     options = ClusterOptions(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import UserError
+from sweeper.options import add_settings
 
 if TYPE_CHECKING:
     from sweeper.submit import JobRow
@@ -30,14 +31,7 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="where sweeps are kept on the cluster's head (default: ~/sweeper-runs there)",
     )
-    command.add_argument(
-        "--env",
-        type=_setting,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="one more setting for all trials, as DATA_DIR=/big/disk/data",
-    )
+    add_settings(command)
     command.add_argument(
         "--extend", action="store_true", help="the spec has more seeds or trials than the sweep"
     )
@@ -88,16 +82,6 @@ def _add_address(command: argparse.ArgumentParser) -> None:
         help="the cluster's dashboard, as http://head:8265 (default: $RAY_API_SERVER_ADDRESS, or "
         "$RAY_ADDRESS)",
     )
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError
-    return name, value
-
-
-_setting.__name__ = "NAME=VALUE"  # what argparse calls it when it complains
 
 
 def address_from(argument: str | None) -> str:

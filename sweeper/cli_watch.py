@@ -7,10 +7,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from sweeper.options import add_root
+
 if TYPE_CHECKING:
     from sweeper.layout import SweepDir
-    from sweeper.ledger import NoteRow
     from sweeper.progress import Progress
+    from sweeper.rows import NoteRow
     from sweeper.view import SweepView
 
 OK, SOME_FAILED, INTERRUPTED = 0, 1, 130
@@ -32,13 +34,13 @@ def add(commands: Any) -> None:
         metavar="S",
         help=f"seconds between two looks (default: {WATCH_SECONDS:g})",
     )
-    _add_root(command)
+    add_root(command)
     command.set_defaults(run=watch)
 
     command = commands.add_parser("status", help="how a sweep stands, while it runs or after")
     command.add_argument("name", metavar="NAME")
     command.add_argument("--json", action="store_true", help="for programs")
-    _add_root(command)
+    add_root(command)
     command.set_defaults(run=status)
 
     command = commands.add_parser("logs", help="what a run has said")
@@ -48,14 +50,8 @@ def add(commands: Any) -> None:
     command.add_argument("--stderr", action="store_true", help="instead of stdout")
     command.add_argument("--follow", action="store_true", help="go on until the run is over")
     command.add_argument("--attempt", type=int, metavar="K", help="default: the last")
-    _add_root(command)
+    add_root(command)
     command.set_defaults(run=logs)
-
-
-def _add_root(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--root", metavar="DIR", help="where sweeps are kept (default: $SWEEPER_ROOT, or ./runs)"
-    )
 
 
 def _seconds(text: str) -> float:
@@ -80,8 +76,9 @@ def watch(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from sweeper.ledger import Ledger, RunState
+    from sweeper.ledger import Ledger
     from sweeper.progress import Progress
+    from sweeper.rows import RunState
     from sweeper.view import Observer
 
     sweep = _sweep(arguments)

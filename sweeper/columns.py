@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from sweeper.ledger import RunState
+from sweeper.rows import RunState
 from sweeper.view import RunView
 from sweeper.words import clock, shorten_gpus
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Protocol
 
-from sweeper.ledger import RunState
+from sweeper.rows import RunState
 
 # Less of a run says nothing about its length: compiling takes a share of its own.
 LEAST_FRACTION = 0.15

@@ -16,7 +16,7 @@ from sweeper.contract import EventReader, check_echo, first_error, read_handoff,
 from sweeper.errors import ContractError
 from sweeper.failure import NO_SPACE, Failure, find_failure
 from sweeper.layout import AttemptDir
-from sweeper.ledger import AttemptState
+from sweeper.rows import AttemptState
 from sweeper.scripts import NonFiniteError, log_result, read_attempt, script_of, wrong_setting
 from sweeper.stages import Stage
 

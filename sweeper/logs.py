@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from sweeper.errors import UserError
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptRow, RunState
 from sweeper.stages import Stage
 from sweeper.words import first_line
 

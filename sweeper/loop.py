@@ -21,7 +21,7 @@ from sweeper.errors import UserError
 from sweeper.judge import Outcome, judge
 from sweeper.launch import Tag
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState, StageRow
+from sweeper.ledger import Ledger
 from sweeper.policy import (
     NODE_FAILURES,
     Verdict,
@@ -29,6 +29,7 @@ from sweeper.policy import (
     is_node_at_fault,
     may_quarantine,
 )
+from sweeper.rows import AttemptState, RunState, StageRow
 from sweeper.settle import can_go_on, checkpoint_of, record_end, record_stage
 from sweeper.snapshot import Snapshot
 from sweeper.spec import SweepSpec

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sweeper.ledger import RunState
 from sweeper.pulse import SlotState
+from sweeper.rows import RunState
 from sweeper.view import SweepView
 
 EVERY_SECONDS = 5.0

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sweeper.ledger import AttemptState, RunState, StageRow
+from sweeper.rows import AttemptState, RunState, StageRow
 
 # What may go better another time, and is the fault of the run or of its place.
 COUNTED = frozenset({AttemptState.CRASHED, AttemptState.LOST, AttemptState.STALLED})

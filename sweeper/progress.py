@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from sweeper.ledger import RunState
+from sweeper.rows import RunState
 from sweeper.screen import render, summarise
 from sweeper.view import RunView, SweepView
 from sweeper.words import clock, first_line

@@ -14,8 +14,8 @@ from rich.console import Group
 from rich.text import Text
 
 from sweeper.columns import run_lines
-from sweeper.ledger import NoteRow, RunState
 from sweeper.pulse import SlotPulse, SlotState
+from sweeper.rows import NoteRow, RunState
 from sweeper.stages import Stage
 from sweeper.view import RunView, SweepView
 from sweeper.words import clock, first_line, shorten_gpus

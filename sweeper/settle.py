@@ -9,8 +9,9 @@ from sweeper.disk import remove_matching
 from sweeper.judge import Outcome, ended_at, judge, next_stage
 from sweeper.launch import Tag, reap_leftovers
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
 from sweeper.policy import COUNTED
+from sweeper.rows import AttemptRow, AttemptState, RunState
 from sweeper.stages import CHECKPOINT, Stage
 
 DRIVER_ENDED = "the sweep's driver ended before the run did"

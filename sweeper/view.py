@@ -14,10 +14,11 @@ from typing import Any
 from sweeper import pulse
 from sweeper.eta import Lengths, sweep_seconds_left
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, Ledger, NoteRow, RunState, StageRow
+from sweeper.ledger import Ledger
 from sweeper.logreader import RunReader
 from sweeper.phases import RunProgress, number
 from sweeper.pulse import Pulse, Quarantined, SlotPulse
+from sweeper.rows import AttemptRow, AttemptState, NoteRow, RunState, StageRow
 from sweeper.stages import Stage
 
 SCHEMA = 1  # of `as_table`

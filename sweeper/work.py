@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from sweeper.judge import wrong_settings
 from sweeper.launch import LaunchRequest, Tag
 from sweeper.layout import AttemptDir
-from sweeper.ledger import AttemptState, RunRow, StageRow, TrialRow
 from sweeper.logreader import RunReader
 from sweeper.policy import seconds_left
+from sweeper.rows import AttemptState, RunRow, StageRow, TrialRow
 from sweeper.snapshot import Snapshot, launch_facts
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage

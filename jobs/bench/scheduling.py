@@ -39,7 +39,8 @@ from jobs.bench.driving import Driver, drive_sweep, watch
 from jobs.bench.starting import bench_starts, print_starts
 from jobs.bench.timeline import Timed, Timeline, growth, ideal_seconds, percentile
 from sweeper.layout import SweepDir
-from sweeper.ledger import Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import RunState
 
 GPUS_PER_SLOT = 8
 PEERS = ("tune", "tasks")

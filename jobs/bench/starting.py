@@ -17,7 +17,8 @@ from typing import Any
 from jobs.bench.common import CPU, describe_device, make_table, show
 from jobs.bench.driving import drive_sweep
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import RunState
 
 MIN_STARTS = 4
 WORK_SECONDS = 10.0  # after the step; a run that is at work is when the next can be prepared

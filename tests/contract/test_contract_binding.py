@@ -27,9 +27,9 @@ from sweeper.errors import ContractError
 from sweeper.judge import ERROR_STATES, judge, next_stage
 from sweeper.launch import PROJECT
 from sweeper.layout import AttemptDir
-from sweeper.ledger import AttemptState
 from sweeper.logreader import RunReader
 from sweeper.phases import PHASE_STARTS, RunProgress
+from sweeper.rows import AttemptState
 from sweeper.spec import load_spec
 from sweeper.stages import Stage
 from tests.model.conftest import ROOT, SMALL, Finished, Train, data_dir, train

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, RunState
+from sweeper.rows import AttemptRow, AttemptState, RunState
 from tests.faults.fleet import Fleet
 from tests.sweeper.conftest import alive, wait_until
 from tests.sweeper.ray_helpers import Place

@@ -11,7 +11,7 @@ from tests.faults.aftermath import check_aftermath, survivors
 from tests.faults.fleet import Fleet, a_fleet
 from tests.faults.namespaces import Machine, Network, a_network
 from tests.sweeper.conftest import wait_until
-from tests.sweeper.ray_helpers import Place
+from tests.sweeper.ray_helpers import Driver, Place
 from tests.sweeper.sweeps import open_gate
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet")]
@@ -40,24 +40,26 @@ def machine_of(network: Network, address: str) -> Machine:
     return next(machine for machine in network.machines if machine.address == address)
 
 
-def test_a_run_behind_a_cut_cable_goes_on_elsewhere_and_dies_there(
-    place: Place, fleet: Fleet, network: Network
-) -> None:
+def drive_in(network: Network, place: Place, fleet: Fleet, name: str) -> Driver:
+    """A driver on a machine of its own, with three gated runs of which two are at work."""
     spec = place.write_spec(
-        "cut",
+        name,
         seeds=(1, 2, 3),
         trials={"t": {}},
         env={"GATED": 1},
         resources={"gpus_per_run": 8},
         limits={"backoff_seconds": 0.1},
     )
-    driver = place.drive(
-        spec,
-        "--address",
-        fleet.address,
-        prefix=network.machines[0].prefix,
-    )
+    prefix = network.machines[0].prefix
+    driver = place.drive(spec, "--address", fleet.address, prefix=prefix)
     driver.wait_for_arrivals(2)
+    return driver
+
+
+def test_a_run_behind_a_cut_cable_goes_on_elsewhere_and_dies_there(
+    place: Place, fleet: Fleet, network: Network
+) -> None:
+    driver = drive_in(network, place, fleet, "cut")
     victim, _ = fleet.nodes
     machine = machine_of(network, victim.address)
     (guard,) = [
@@ -78,20 +80,7 @@ def test_a_cable_that_is_out_for_a_moment_costs_nothing(
     for machine in network.machines:
         machine.join()
     fleet.repair(2, machines=network.machines[1:])
-    spec = place.write_spec(
-        "blink",
-        seeds=(1, 2, 3),
-        trials={"t": {}},
-        env={"GATED": 1},
-        resources={"gpus_per_run": 8},
-    )
-    driver = place.drive(
-        spec,
-        "--address",
-        fleet.address,
-        prefix=network.machines[0].prefix,
-    )
-    driver.wait_for_arrivals(2)
+    driver = drive_in(network, place, fleet, "blink")
     machine = network.machines[2]
     machine.cut()
     machine.join()

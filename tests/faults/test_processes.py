@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from sweeper.ledger import AttemptState
+from sweeper.rows import AttemptState
 from tests.faults.aftermath import check_aftermath
 from tests.faults.fleet import Fleet, a_fleet, freeze
 from tests.sweeper.conftest import alive, wait_until

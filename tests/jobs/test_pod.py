@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from jobs.cluster.idle_guard import Settings, guard, what_is_at_work
-from sweeper.ledger import AttemptState, Ledger
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState
 from tests.sweeper.conftest import ROOT, alive, wait_until
 from tests.sweeper.ray_helpers import Place, a_place, free_port
 from tests.sweeper.sweeps import attempt_states, check_finished, open_gate

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptRow, AttemptState, Ledger, RunState, StageRow
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptRow, AttemptState, RunState, StageRow
 from tests.sweeper.fake_train import Board
 
 Run = tuple[str, int]  # a trial's name and a seed

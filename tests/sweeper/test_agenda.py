@@ -6,7 +6,8 @@ import pytest
 
 from sweeper.agenda import Agenda, Job
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunState
 from sweeper.stages import Stage
 
 NODES = {"a", "b"}

@@ -17,7 +17,8 @@ import pytest
 from sweeper.aggregate import FORMATS, report, runs_frame, trials_frame, write_report
 from sweeper.errors import UserError
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunState
 from sweeper.tables import GPU_HEADINGS, HEADINGS, NO_FULL_SCORE, records
 from tests.sweeper.conftest import make_spec, result_facts
 

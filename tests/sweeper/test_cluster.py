@@ -12,7 +12,7 @@ from itertools import combinations, pairwise
 import pytest
 
 from sweeper.contract import EventReader
-from sweeper.ledger import RunState
+from sweeper.rows import RunState
 from tests.sweeper.conftest import ROOT, wait_until
 from tests.sweeper.ray_helpers import (
     Head,

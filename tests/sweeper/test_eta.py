@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sweeper.eta import Lengths, sweep_seconds_left
-from sweeper.ledger import RunState
+from sweeper.rows import RunState
 from sweeper.view import RunView
 
 PENDING, RUNNING = RunState.PENDING, RunState.RUNNING

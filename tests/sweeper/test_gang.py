@@ -18,7 +18,7 @@ from sweeper.gang import End, Gang, MemberLostError, blamed_node, combine, most_
 from sweeper.judge import judge
 from sweeper.launch import LaunchRequest, RunningAttempt, Tag, build_command, tagged_processes
 from sweeper.layout import AttemptDir
-from sweeper.ledger import AttemptState
+from sweeper.rows import AttemptState
 from sweeper.shipping import Scratch
 from sweeper.stages import Stage
 from tests.sweeper.conftest import make_spec, wait_until

@@ -14,7 +14,7 @@ from sweeper import guard
 from sweeper.failure import TAIL_BYTES
 from sweeper.judge import Outcome, ended_at, judge, next_stage
 from sweeper.layout import AttemptDir
-from sweeper.ledger import AttemptState
+from sweeper.rows import AttemptState
 from sweeper.stages import Stage
 from tests.sweeper.conftest import result_facts, write_attempt
 

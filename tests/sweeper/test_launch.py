@@ -30,7 +30,7 @@ from sweeper.launch import (
     tagged_processes,
 )
 from sweeper.layout import AttemptDir
-from sweeper.ledger import AttemptState
+from sweeper.rows import AttemptState
 from sweeper.stages import Stage
 from tests.sweeper.conftest import (
     FINISHES,

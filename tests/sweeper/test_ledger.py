@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sweeper.errors import UserError
-from sweeper.ledger import AttemptState, Ledger, RunRow, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunRow, RunState
 from sweeper.schema import SCHEMA_VERSION
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
@@ -449,7 +450,8 @@ def test_a_transaction_that_breaks_leaves_nothing(path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunState
 from sweeper.spec import SweepSpec
 
 path, spec = sys.argv[1:]

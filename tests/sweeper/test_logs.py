@@ -12,7 +12,7 @@ import pytest
 
 from sweeper.errors import UserError
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
 from sweeper.logs import (
     TRACEBACK_LINES,
     LogReader,
@@ -23,6 +23,7 @@ from sweeper.logs import (
     find_run,
     name_runs,
 )
+from sweeper.rows import AttemptState, RunState
 from sweeper.stages import Stage
 from tests.sweeper.conftest import make_spec, result_facts, wait_until
 

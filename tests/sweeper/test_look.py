@@ -16,8 +16,9 @@ import pytest
 from sweeper import pulse
 from sweeper.driver import hold
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
 from sweeper.pulse import Pulse, Quarantined, SlotPulse, SlotState
+from sweeper.rows import AttemptState, RunState
 from sweeper.stages import Stage
 from sweeper.view import SCHEMA, Observer, RunView, as_table
 from tests.sweeper.conftest import make_spec, result_facts

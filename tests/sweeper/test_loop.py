@@ -22,9 +22,10 @@ from sweeper.cluster import Cluster, Slot
 from sweeper.driver import Interrupts
 from sweeper.errors import UserError
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
 from sweeper.loop import Loop
 from sweeper.progress import Progress
+from sweeper.rows import AttemptState, RunState
 from sweeper.telling import Teller
 from sweeper.view import Observer
 from tests.sweeper.conftest import ROOT, alive, make_spec, wait_until

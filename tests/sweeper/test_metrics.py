@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from sweeper.ledger import RunState
 from sweeper.metrics import GAUGES, Metrics
 from sweeper.pulse import SlotPulse, SlotState
+from sweeper.rows import RunState
 from sweeper.view import RunView, SweepView
 
 Told = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from sweeper.ledger import AttemptState, RunState, StageRow
 from sweeper.policy import (
     COUNTED,
     FREE,
@@ -16,6 +15,7 @@ from sweeper.policy import (
     may_quarantine,
     seconds_left,
 )
+from sweeper.rows import AttemptState, RunState, StageRow
 from sweeper.stages import Stage
 
 LAUNCHED, FINISHED = AttemptState.LAUNCHED, AttemptState.FINISHED

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from sweeper import progress
-from sweeper.ledger import RunState
 from sweeper.progress import Progress, describe
+from sweeper.rows import RunState
 from sweeper.view import RunView, SweepView
 
 PENDING, RUNNING = RunState.PENDING, RunState.RUNNING

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptState, RunState
 from sweeper.outbox import LEDGER, results
+from sweeper.rows import AttemptState, RunState
 from tests.sweeper.conftest import ROOT, wait_until
 from tests.sweeper.ray_helpers import Head, Place, a_head, free_port
 from tests.sweeper.sweeps import (

@@ -11,8 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from sweeper.columns import shorten
-from sweeper.ledger import NoteRow, RunState
 from sweeper.pulse import Quarantined, SlotPulse, SlotState
+from sweeper.rows import NoteRow, RunState
 from sweeper.screen import most_telling, render, summarise
 from sweeper.stages import Stage
 from sweeper.view import DriverView, RunView, SweepView

@@ -17,7 +17,7 @@ from sweeper.adapters import parse
 from sweeper.judge import Outcome, judge
 from sweeper.launch import PROJECT, LaunchRequest, RunningAttempt, Tag, build_command, build_env
 from sweeper.layout import AttemptDir
-from sweeper.ledger import AttemptState
+from sweeper.rows import AttemptState
 from sweeper.scripts import agrees, unconfirmed, wrong_setting
 from sweeper.stall import OTHER_SECONDS, PHASE_SECONDS, StallWatch
 from tests.sweeper.conftest import write_module

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sweeper.ledger import Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import RunState
 from tests.sweeper.ray_helpers import Head, Place, a_head
 from tests.sweeper.sweeps import attempt_dir, attempts, check_finished, run_states
 

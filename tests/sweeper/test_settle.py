@@ -8,7 +8,8 @@ import pytest
 
 from sweeper.agenda import Agenda
 from sweeper.layout import AttemptDir, SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunState
 from sweeper.settle import checkpoint_of, recover
 from sweeper.stages import Stage
 from tests.sweeper.conftest import result_facts

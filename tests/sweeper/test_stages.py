@@ -12,7 +12,8 @@ from contextlib import closing
 
 import pytest
 
-from sweeper.ledger import AttemptState, Ledger, RunState, StageRow
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunState, StageRow
 from sweeper.stages import Stage
 from sweeper.view import Observer
 from tests.sweeper.conftest import wait_until

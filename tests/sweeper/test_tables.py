@@ -13,7 +13,8 @@ import pytest
 
 from sweeper.aggregate import FORMATS, report, runs_frame, trials_frame
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunState
 from sweeper.tables import records
 from tests.sweeper.conftest import make_spec, result_facts
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sweeper.layout import SweepDir
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
 from sweeper.phases import PHASE_STARTS
+from sweeper.rows import AttemptState, RunState
 from sweeper.stages import Stage
 from sweeper.view import Observer, RunView, SweepView
 from tests.sweeper.conftest import result_facts

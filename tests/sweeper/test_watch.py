@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.ledger import AttemptState, Ledger, RunState
+from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunState
 from tests.sweeper.conftest import ROOT, make_spec, result_facts, wait_until
 from tests.sweeper.ray_helpers import END_SECONDS, Place, free_port, start_node
 from tests.sweeper.sweeps import open_gate

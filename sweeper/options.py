@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--root", metavar="DIR", help="where sweeps are kept (default: $SWEEPER_ROOT, or ./runs)"
+    )
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--env",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one more setting for all trials, as DATA_DIR=/big/disk/data",
+    )
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError
+    return name, value
+
+
+_setting.__name__ = "NAME=VALUE"  # what argparse calls it when it complains
