@@ -65,6 +65,8 @@ SLEEP_SECONDS = {seconds}
 
 def main() -> int:
     arguments = _parse()
+    if arguments.directory is not None:
+        arguments.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scheduling-", dir=arguments.directory) as directory:
         if arguments.torchrun:
             facts = bench_starts(Path(directory), arguments.repeats)
@@ -88,7 +90,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=4, help="each of 8 logical GPUs and one CPU")
     parser.add_argument("--peer", choices=PEERS, action="append", default=[])
     parser.add_argument("--repeats", type=int, default=1, help="rounds; one of each in a round")
-    parser.add_argument("--directory", help="on the disk that is to be measured (default: $TMPDIR)")
+    parser.add_argument(
+        "--directory", type=Path, help="on the disk that is to be measured (default: $TMPDIR)"
+    )
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument(
         "--torchrun",
