@@ -261,7 +261,9 @@ def test_what_no_node_can_give_is_refused_at_once(
     place: Place, fleet: Fleet, resources: Env, error: str
 ) -> None:
     name = f"impossible-{abs(hash(error))}"
-    spec = place.write_spec(name, seeds=(1,), trials={"t": {}}, resources=resources)
+    spec = place.write_spec(
+        name, seeds=(1,), trials={"t": {}}, resources=resources, launch="torchrun"
+    )
     driver = place.drive(spec, "--address", fleet.address)
     assert driver.wait() == 2
     assert re.search(error, driver.stderr.read_text().splitlines()[-1]), driver.said
