@@ -250,8 +250,7 @@ def score_artifact(data: bytes, config: Config, ranks: Ranks, dtype: str) -> Sco
 
 def move_to_compute(model: GPT, device: torch.device, dtype: str) -> None:
     """Place a model, and let it compute in a dtype of `precision.COMPUTE_DTYPES`."""
-    model.to(device)
-    model.compute_dtype = COMPUTE_DTYPES[dtype]
+    model.move_to_compute(device, COMPUTE_DTYPES[dtype])
 
 
 def _read_run(path: Path) -> tuple[bytes, Config, str | None]:

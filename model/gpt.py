@@ -9,7 +9,7 @@ Parameters are float32; the compute dtype is that of the activations, which `for
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,11 +61,11 @@ def joint_product(x: Tensor, *layers: CastedLinear) -> tuple[Tensor, ...]:
     return joined.split([weight.size(0) for weight in weights], dim=-1)
 
 
-RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each [1, T, 1, r/2]
+RotaryTables = tuple[Tensor, Tensor]  # of cosines and of signed sines, each [1, T, 1, C]
 
 
 def rotary_tables(T: int, config: Config, device: torch.device, dtype: torch.dtype) -> RotaryTables:  # noqa: N803
-    """Angles of the partial rotary embedding for T positions.
+    """What the partial rotary embedding multiplies dims and their partners by, at T positions.
 
     Beyond the training length the base grows so that the slowest frequency turns no further
     than it did in training (NTK-aware scaling).
@@ -75,16 +75,53 @@ def rotary_tables(T: int, config: Config, device: torch.device, dtype: torch.dty
         base *= (T / config.train_seq_len) ** (r / (r - 2))
     frequency = base ** (-torch.arange(0, r, 2, dtype=torch.float32, device=device) / max(r, 1))
     angle = torch.outer(torch.arange(T, dtype=torch.float32, device=device), frequency)
-    angle = angle[None, :, None, :]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos(), angle.sin()
+    unturned = (0, config.head_dim - r)
+    tables = (
+        F.pad(torch.cat([cos, cos], 1), unturned, value=1.0),
+        F.pad(torch.cat([sin, -sin], 1), unturned),
+    )
+    return tables[0][None, :, None].to(dtype), tables[1][None, :, None].to(dtype)
 
 
-def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
+def rotate(x: Tensor, tables: RotaryTables, r: int) -> Tensor:
     """Turn the first r dims of each head by its position, pass the rest; x [B, T, H, C]."""
     cos, sin = tables
-    half = cos.size(-1)
-    x1, x2, rest = x.split([half, half, x.size(-1) - 2 * half], dim=-1)
-    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin, rest], dim=-1)
+    return x * cos + partners(x, r) * sin if r else x
+
+
+def partners(x: Tensor, r: int) -> Tensor:
+    """x with the halves of its first r dims exchanged; what follows them may be exchanged too."""
+    if x.size(-1) % r == 0:
+        # In whole runs of r: compiled, these are reads in another order, fused with what follows.
+        return x.unflatten(-1, (-1, 2, r // 2)).flip(-2).flatten(-3)
+    x1, x2, rest = x.split([r // 2, r // 2, x.size(-1) - r], dim=-1)
+    return torch.cat([x2, x1, rest], dim=-1)
+
+
+class _Turned(torch.autograd.Function):
+    """`rotate` of normalised heads, times a gain for each head; x [B, T, H, C], gain [H].
+
+    What autograd would make of it sums over all of a head's dims twice, once for the gain and once
+    for the norm. The sums are the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, r: int) -> Tensor:
+        ctx.save_for_backward(x, gain, cos, sin)
+        ctx.r = r
+        return rotate(rms_norm(x), (cos, sin), r) * gain.to(x.dtype)[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x, gain, cos, sin = ctx.saved_tensors
+        g, x32 = grad.float(), x.float()
+        if ctx.r:
+            g = g * cos + partners(g * sin, ctx.r)  # turned back
+        scale = (x32.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).rsqrt()
+        along = (g * x32 * scale).sum(-1, keepdim=True)
+        grad_x = scale * gain[:, None] * (g - x32 * scale * along / x.size(-1))
+        return grad_x.to(x.dtype), along.sum((0, 1, 3)), None, None, None
 
 
 def subtract_self_value(y: Tensor, v: Tensor) -> Tensor:
@@ -104,6 +141,7 @@ class Attention(nn.Module):
         super().__init__()
         D = config.model_dim
         self.head_dim = config.head_dim
+        self.rope_dims = config.rope_dims
         self.xsa = xsa
         self.backend = "sdpa"
         self.c_q = CastedLinear(D, D)
@@ -129,8 +167,8 @@ class Attention(nn.Module):
             v = v + value_embedding
         q, k, v = (y.view(*y.shape[:2], -1, self.head_dim) for y in (q, k, v))
         cos, sin = (last_positions(table, last) for table in tables)
-        q = rotate(rms_norm(q), (cos, sin)) * self.q_gain.to(q.dtype)[:, None]
-        k = rotate(rms_norm(k), tables)
+        q = _Turned.apply(q, self.q_gain, cos, sin, self.rope_dims)
+        k = rotate(rms_norm(k), tables, self.rope_dims)
         y = causal_attention(q, k, v, self.backend)
         if self.xsa:
             y = subtract_self_value(y, last_positions(v, last))
@@ -221,7 +259,15 @@ class GPT(nn.Module):
         )
         self.lm_head = None if config.tie_embeddings else CastedLinear(E, V, zero_init=True)
         self.compute_dtype = torch.float32
+        self.tables: RotaryTables | None = None
         self.set_loop(NO_LOOP)
+
+    def move_to_compute(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Place the network where it computes, and let it compute in `dtype`."""
+        self.to(device)
+        self.compute_dtype = dtype
+        # Made once: compiled, each kernel that needs them would make them for every element.
+        self.tables = rotary_tables(self.config.train_seq_len, self.config, device, dtype)
 
     def set_recurrence_active(self, active: bool) -> None:
         """Run the recurrent layers of the config again (True) or once; until the next call."""
@@ -252,7 +298,7 @@ class GPT(nn.Module):
         if self.embed_proj is not None:
             x = self.embed_proj(x)
         x0 = x
-        tables = rotary_tables(x.size(1), self.config, x.device, x.dtype)
+        tables = self._tables(x)
         values = self._value_embeddings(input_ids)
         lane1 = None  # the second lane, once it has branched off; x is then the first
         skips: list[Tensor] = []
@@ -302,6 +348,13 @@ class GPT(nn.Module):
         cap = self.config.logit_softcap
         nats = token_nats(states, weight.to(states.dtype), target_ids.flatten(), cap)
         return nats.view(target_ids.shape)
+
+    def _tables(self, x: Tensor) -> RotaryTables:
+        """The rotary tables for x [B, T, D]."""
+        if self.tables is None or self.tables[0].size(1) < x.size(1):
+            return rotary_tables(x.size(1), self.config, x.device, x.dtype)
+        cos, sin = self.tables
+        return cos[:, : x.size(1)], sin[:, : x.size(1)]
 
     def _value_embeddings(self, input_ids: Tensor) -> dict[int, Tensor]:
         if self.ve_shared is None:

@@ -24,9 +24,9 @@ EMBEDDING_CLIP_QUANTILE = 0.9999984
 DAMPING = 0.01
 # Columns that are rounded one after the other; longer stretches are matrix products.
 LEAF = 8
-# What one batch of matrices may hold at work: small enough for a GPU beside the model, and for
-# a CPU's caches to matter.
-BATCH_BYTES = 96 << 20
+# What one batch of matrices may hold at work: on a CPU little, so that its caches matter; on a GPU
+# much, since there a column costs its launches, however many matrices it is of.
+BATCH_BYTES = {"cpu": 96 << 20, "cuda": 2 << 30}
 LEAST_BYTES = 1 << 20
 
 Coded = tuple[Tensor, Tensor]  # codes int8 [rows, cols], scales float16 [rows]
@@ -108,10 +108,13 @@ def quantize_all(
 def shape_batches(weights: Mapping[str, Tensor], names: Iterable[str]) -> Iterator[list[str]]:
     """Names of matrices of one shape, as many together as a batch may hold.
 
-    That is no more than the weights of all: the whole stays within three times as much.
+    On a CPU that is no more than the weights of all: the whole stays within three times as much.
     """
     shape = {name: tuple(weights[name].shape) for name in names}
-    limit = min(BATCH_BYTES, max(LEAST_BYTES, sum(4 * weights[name].numel() for name in shape)))
+    device = next((weights[name].device.type for name in shape), "cpu")
+    limit = BATCH_BYTES[device]
+    if device == "cpu":
+        limit = min(limit, max(LEAST_BYTES, sum(4 * weights[name].numel() for name in shape)))
     by_shape = sorted(shape, key=lambda name: shape[name])
     for (rows, cols), group in itertools.groupby(by_shape, lambda name: shape[name]):
         size = 4 * cols * (2 * cols + (1 + len(CLIP_QUANTILES)) * rows)

@@ -89,11 +89,17 @@ class Muon(torch.optim.Optimizer):
     def _send(self, params: list[Tensor], group: dict[str, Any]) -> SharedUpdate:
         """Begin the update of parameters of one shape."""
         gradients = [p.grad for p in params if p.grad is not None]
-        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        buffers = [self._momentum(p) for p in params]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         nesterov = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
         return SharedUpdate(torch.stack(nesterov), group["backend_steps"])
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return state["momentum_buffer"]
 
 
 class SharedUpdate:
@@ -103,10 +109,10 @@ class SharedUpdate:
         """Do this rank's share and begin to exchange it."""
         self._n = len(stacked)
         self._exchange: dist.Work | None = None
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        if world == 1:
+        if not dist.is_initialized():
             self._updates = muon_update(stacked, steps)
             return
+        world = dist.get_world_size()
         share = -(-self._n // world)
         start = min(share * dist.get_rank(), self._n)
         self._mine = stacked.new_zeros(share, *stacked.shape[1:], dtype=torch.bfloat16)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ WEIGHT_STD = 0.04  # of what is added to each weight: about 1/√512
 def main() -> int:
     arguments = _parse()
     config = Config(**chosen_settings(arguments))
-    facts = bench(config, arguments.windows, arguments.repeats)
+    facts = bench(config, arguments.windows, arguments.repeats, arguments.dtype or COMPUTE_DTYPES)
     print_table(facts)
     write_json(facts, arguments.json)
     return 0
@@ -55,6 +56,7 @@ def _parse() -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--windows", type=int, default=4, help="of one batch")
     parser.add_argument("--repeats", type=int, default=5, help="batches timed, of each kind")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, action="append", help="default: all")
     return parser.parse_args()
 
 
@@ -65,7 +67,9 @@ def plain_nats(model: GPT, inputs: Tensor, targets: Tensor, scored: int) -> Tens
 
 
 @torch.no_grad()
-def bench(config: Config, windows: int, repeats: int) -> dict[str, Any]:
+def bench(
+    config: Config, windows: int, repeats: int, dtypes: Iterable[str] = tuple(COMPUTE_DTYPES)
+) -> dict[str, Any]:
     """All numbers of one configuration on this machine."""
     device = start_ranks(config, {}).device
     model = filled_model(config)
@@ -79,7 +83,7 @@ def bench(config: Config, windows: int, repeats: int) -> dict[str, Any]:
         "repeats": repeats,
         "rows": [],
     }
-    for dtype in COMPUTE_DTYPES:
+    for dtype in dtypes:
         move_to_compute(model, device, dtype)
         attention = choose_attention(config, device, model.compute_dtype)
         allow_attention(attention.backend)

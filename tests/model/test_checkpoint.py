@@ -18,7 +18,14 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import Config
 from model.failure import EXIT_STOPPED, EXIT_USER
 from model.fields import ConfigError
-from tests.model.conftest import ROOT, Finished, Train, train_command, train_environment
+from tests.model.conftest import (
+    ROOT,
+    Finished,
+    Train,
+    run_trainer,
+    train_command,
+    train_environment,
+)
 
 EVERY_STEP = 1e-9
 
@@ -59,18 +66,25 @@ def losses(*runs: Path | Finished) -> dict[int, float]:
     return by_step
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_resumed_run_is_the_uninterrupted_one(
-    train: Train, data_dir: Path, tmp_path: Path, number: int
-) -> None:
-    settings: dict[str, Any] = {"iterations": 80, "train_log_every": 1, "recur_start_step": 40}
-    whole = train("whole", **settings)
-    first = tmp_path / "first"
-    code = interrupt(data_dir, first, number, step=5, **settings)
-    assert code == (EXIT_STOPPED if number == signal.SIGTERM else -number)
-    if number == signal.SIGTERM:
-        assert [e["kind"] for e in events_of(first)][-2:] == ["checkpoint", "stopped"]
-    second = train("second", resume_from=first, **settings)
+# Long enough that the signal comes before the end.
+LONG: dict[str, Any] = {"iterations": 80, "train_log_every": 1, "recur_start_step": 40}
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return run_trainer(data_dir, tmp_path_factory.mktemp("whole") / "run", **LONG)
+
+
+@pytest.fixture(scope="module")
+def stopped(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was asked to stop after a few steps, and did."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    assert interrupt(data_dir, run_dir, signal.SIGTERM, step=5, **LONG) == EXIT_STOPPED
+    assert [e["kind"] for e in events_of(run_dir)][-2:] == ["checkpoint", "stopped"]
+    return run_dir
+
+
+def check_resumed(first: Path, second: Finished, whole: Finished) -> None:
     assert second.returncode == 0, second.stderr
     assert losses(first, second) == losses(whole)
     for name in ("artifact_sha256", "val_bpb", "steps"):
@@ -78,6 +92,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert 0 < second.result["resumed_from_step"] < 80
     assert whole.result["resumed_from_step"] is None
     assert any("resumed from step" in e["message"] for e in second.of_kind("warning"))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(
+    train: Train, stopped: Path, whole: Finished
+) -> None:
+    check_resumed(stopped, train("second", resume_from=stopped, **LONG), whole)
+
+
+def test_so_is_one_whose_first_half_was_killed(
+    train: Train, data_dir: Path, tmp_path: Path, whole: Finished
+) -> None:
+    first = tmp_path / "first"
+    assert interrupt(data_dir, first, signal.SIGKILL, step=5, **LONG) == -signal.SIGKILL
+    check_resumed(first, train("second", resume_from=first, **LONG), whole)
 
 
 def test_ranks_resume_together(train: Train, data_dir: Path, tmp_path: Path) -> None:
@@ -89,16 +117,13 @@ def test_ranks_resume_together(train: Train, data_dir: Path, tmp_path: Path) -> 
     assert losses(tmp_path / "first", second) == losses(whole)
 
 
-def test_no_checkpoint_unless_asked(train: Train) -> None:
-    done = train()
-    assert not (done.run_dir / "checkpoint.pt").exists()
-    assert not done.of_kind("checkpoint")
+def test_no_checkpoint_unless_asked(whole: Finished) -> None:
+    assert not (whole.run_dir / "checkpoint.pt").exists()
+    assert not whole.of_kind("checkpoint")
 
 
-def test_a_checkpoint_of_another_run_is_refused(train: Train) -> None:
-    first = train("first", checkpoint_seconds=EVERY_STEP)
-    assert first.returncode == 0, first.stderr
-    other = train("other", resume_from=first.run_dir, seed=2)
+def test_a_checkpoint_of_another_run_is_refused(train: Train, stopped: Path) -> None:
+    other = train("other", resume_from=stopped, seed=2, **LONG)
     assert other.returncode == EXIT_USER
     (error,) = other.of_kind("error")
     assert "trained with SEED=1337, this run has 2" in error["message"]

@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from model.config import Config
-from model.gpt import GPT, last_positions, rotary_tables, rotate, subtract_self_value
+from model.gpt import (
+    GPT,
+    _Turned,
+    last_positions,
+    rms_norm,
+    rotary_tables,
+    rotate,
+    subtract_self_value,
+)
 from model.recurrence import NO_LOOP, Loop
 from tests.model.conftest import shared_data
 
@@ -148,8 +156,8 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
     config = Config(model_dim=64, num_heads=4, num_kv_heads=2, rope_dims=8, train_seq_len=16)
     tables = rotary_tables(16, config, torch.device("cpu"), torch.float32)
     q, k = torch.randn(16), torch.randn(16)
-    turned_q = rotate(q.expand(1, 16, 1, 16), tables)
-    turned_k = rotate(k.expand(1, 16, 1, 16), tables)
+    turned_q = rotate(q.expand(1, 16, 1, 16), tables, config.rope_dims)
+    turned_k = rotate(k.expand(1, 16, 1, 16), tables, config.rope_dims)
     torch.testing.assert_close(turned_q.norm(dim=-1), q.norm().expand(1, 16, 1))
     torch.testing.assert_close(turned_q[..., 8:], q[8:].expand(1, 16, 1, 8))
     near = (turned_q[0, 3, 0] * turned_k[0, 1, 0]).sum()
@@ -164,7 +172,46 @@ def test_rotary_base_grows_beyond_the_training_length() -> None:
     torch.testing.assert_close(short[:, :, :, 0], long[:, :128, :, 0])  # base^0 = 1: unchanged
     slowest = 10_000 * 2 ** (16 / 14)
     expected = np.cos(255 * slowest ** (-14 / 16))
-    assert long[0, 255, 0, -1].item() == pytest.approx(expected, abs=1e-5)
+    assert long[0, 255, 0, 7].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("r", [2, 6, 8, 16])  # 6 does not divide a head of 16
+def test_rotation_pairs_each_dim_with_that_half_of_them_away(r: int) -> None:
+    torch.manual_seed(0)
+    config = Config(model_dim=64, num_heads=4, num_kv_heads=2, rope_dims=r, train_seq_len=16)
+    x = torch.randn(2, 16, 3, 16)
+    angle = torch.arange(16.0)[:, None] / 10_000 ** (torch.arange(0, r, 2) / r)
+    turn = torch.polar(torch.ones_like(angle), -angle)[:, None]
+    turned = torch.complex(x[..., : r // 2], x[..., r // 2 : r]) * turn
+    expected = torch.cat([turned.real, turned.imag, x[..., r:]], dim=-1)
+    tables = rotary_tables(16, config, torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(rotate(x, tables, r), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("r", [0, 6, 8])
+def test_gradients_of_turned_heads_are_autograds(r: int) -> None:
+    torch.manual_seed(0)
+    config = Config(model_dim=64, num_heads=4, num_kv_heads=2, rope_dims=r, train_seq_len=16)
+    tables = rotary_tables(16, config, torch.device("cpu"), torch.float32)
+    x, gain = torch.randn(2, 16, 4, 16), torch.tensor([5.0, -1.0, 0.0, 2.0])
+    leaves = x.requires_grad_(), gain.requires_grad_()
+    expected = rotate(rms_norm(x), tables, r) * gain[:, None]
+    weights = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * weights).sum(), leaves)
+    found = _Turned.apply(x, gain, *tables, r)
+    assert torch.equal(found, expected)
+    for a, b in zip(torch.autograd.grad((found * weights).sum(), leaves), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_tables_made_once_are_those_made_each_time() -> None:
+    model, x = formula_model(), token_ids()
+    lengths = (5, 16, 24)  # the last is beyond the training length
+    logits = [model.forward_logits(x[:, :n]) for n in lengths]
+    model.move_to_compute(torch.device("cpu"), torch.float32)
+    again = [model.forward_logits(x[:, :n]) for n in lengths]
+    for a, b in zip(logits, again, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from model.loss import mean_cross_entropy, rows_at_once, token_nats
 @pytest.fixture(params=[1, 7, 64])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """So many positions at once, of a vocabulary of 50."""
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 50 * request.param)
-    assert rows_at_once(50) == request.param
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", {"cpu": 50 * request.param})
+    assert rows_at_once(50, torch.device("cpu")) == request.param
     return int(request.param)
 
 
@@ -56,7 +56,7 @@ def test_each_tokens_nats(rows: int) -> None:
 
 
 def test_the_logits_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 50 * 4)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", {"cpu": 50 * 4})
     hidden, weight, targets = inputs()
     largest = 0
 
