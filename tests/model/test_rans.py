@@ -160,7 +160,8 @@ def test_a_models_cost_is_what_the_coder_makes(counts: np.ndarray) -> None:
         table = model_table(counts)
         assert tables[1:] == table
         made = len(table) + len(words)
-        assert CodeModel.parse(table).cost(counts) == pytest.approx(made, abs=9, rel=0.001)
+        # Whole words of four bytes; two of them are the coder's state, which may be half empty.
+        assert CodeModel.parse(table).cost(counts) == pytest.approx(made, abs=12, rel=0.001)
 
 
 @given(COUNTS)
