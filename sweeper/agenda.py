@@ -16,6 +16,8 @@ from sweeper.ledger import Ledger
 from sweeper.rows import AttemptRow, AttemptState, RunRow, RunState
 from sweeper.stages import Stage
 
+Place = tuple[str, ...]  # the nodes of a slot
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -79,6 +81,11 @@ class Agenda:
         else:
             self._special[run] = job
 
+    def meet(self, run: RunRow) -> None:
+        """Take up a run that has not been there before."""
+        self.runs[run.id] = run
+        self.add(run.id)
+
     def over(self, run: int) -> None:
         """Forget a run that nothing more will happen to."""
         del self.runs[run]
@@ -97,18 +104,23 @@ class Agenda:
         """How many of them wait for a later time."""
         return sum(job.not_before > now for job in self._special.values())
 
-    def take(self, *, in_slot: bool, node: str, nodes: Collection[str], now: float) -> Job | None:
-        """The first job for a slot of this kind on a node, which waits no more; None without one.
+    def take(
+        self, *, in_slot: bool, place: Place, places: Collection[Place], now: float
+    ) -> Job | None:
+        """The first job for a slot of this kind at a place, which waits no more; None without one.
 
-        `nodes` are all on which there are slots of the kind: a job avoids a node only where there
-        is another.
+        `places` are all at which there are slots of the kind: a job avoids a node only where there
+        is a place without one that it avoids.
         """
         jobs = [
             job
             for job in self._special.values()
             if job.stage.in_slot is in_slot
             and job.not_before <= now
-            and (node not in job.avoid or job.avoid.issuperset(nodes))
+            and (
+                job.avoid.isdisjoint(place)
+                or not any(job.avoid.isdisjoint(other) for other in places)
+            )
         ]
         if self._fresh and self.first.in_slot is in_slot:
             jobs.append(Job(run=self.runs[self._fresh[0]], stage=self.first))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import UserError
+from sweeper.exits import GO_ON_LATER, INTERRUPTED, OK
 from sweeper.options import add_settings
 
 if TYPE_CHECKING:
     from sweeper.submit import JobRow
 
-INTERRUPTED = 130
 PASSED_ON = ("extend", "update_code")
 ADDRESS_NAMES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -125,7 +125,7 @@ def submit(arguments: argparse.Namespace) -> int:
         f"submitted; `sweeper jobs logs {job} --follow` shows it, `sweeper jobs pull {job}` brings "
         "its results"
     )
-    return 0
+    return OK
 
 
 def list_jobs(arguments: argparse.Namespace) -> int:
@@ -134,14 +134,14 @@ def list_jobs(arguments: argparse.Namespace) -> int:
     rows = jobs.jobs(_client(arguments))
     if arguments.json:
         print(jobs.as_json(rows))
-        return 0
+        return OK
     lines = [("JOB", "SWEEP", "STATUS", "STARTED", "KEPT IN")]
     lines += [(row.id, row.sweep, _status(row), _clock(row.started), row.root) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = zip(line, widths, strict=True)
         print("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
-    return 0
+    return OK
 
 
 def logs(arguments: argparse.Namespace) -> int:
@@ -152,7 +152,7 @@ def logs(arguments: argparse.Namespace) -> int:
     if arguments.follow:
         return _follow(client, job.id)
     _show(str(client.get_job_logs(job.id)))
-    return 0
+    return OK
 
 
 def stop(arguments: argparse.Namespace) -> int:
@@ -162,10 +162,10 @@ def stop(arguments: argparse.Namespace) -> int:
     job = jobs.find_job(client, arguments.job)
     if job.over:
         _say(f"job {job.id} has ended already: {_status(job)}")
-        return 0
+        return OK
     ended = jobs.stop(client, job)
     _say(f"job {job.id}: {_status(ended)}; submitting the sweep again goes on where it was")
-    return 0
+    return OK
 
 
 def pull(arguments: argparse.Namespace) -> int:
@@ -181,7 +181,7 @@ def pull(arguments: argparse.Namespace) -> int:
         _say("\nstopped; the same command brings the rest")
         return INTERRUPTED
     print(pulled.directory)
-    return 0
+    return OK
 
 
 def _follow(client: Any, job: str) -> int:
@@ -198,8 +198,9 @@ def _follow(client: Any, job: str) -> int:
         return INTERRUPTED
     _say(f"job {job}: {_status(ended)}")
     if ended.status == "SUCCEEDED":
-        return 0
-    return INTERRUPTED if ended.status == "STOPPED" else ended.exit_code or 1
+        return OK
+    # Without a code, the cluster ended it and not the sweep.
+    return INTERRUPTED if ended.status == "STOPPED" else ended.exit_code or GO_ON_LATER
 
 
 def _status(row: JobRow) -> str:

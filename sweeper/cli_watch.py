@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from sweeper.exits import INTERRUPTED, OK, SOME_FAILED
 from sweeper.options import add_root
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from sweeper.rows import NoteRow
     from sweeper.view import SweepView
 
-OK, SOME_FAILED, INTERRUPTED = 0, 1, 130
 WATCH_SECONDS = 1.0
 # Without a terminal: how many of the notes made before are said.
 EARLIER_NOTES = 5

@@ -3,23 +3,24 @@
 A slot is a persistent actor that holds the CPUs and GPUs of one run and takes run after run; a
 packing slot holds CPUs alone. On one node the actor's own resources do what a placement group
 would; a slot of several nodes is a group with an actor on each, the first of which leads
-(sweeper/gang.py). Slots end with the driver; their runs end with them (sweeper/guard.py). All of
-this is used from one thread.
+(sweeper/gang.py). Slots end with the driver; their runs end with them (sweeper/guard.py). What
+the driver does with them is in sweeper/slots.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import secrets
 import signal
 import socket
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,25 +33,29 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from sweeper.address import CONNECT_SECONDS, why_silent
+from sweeper.address import CONNECT_SECONDS, host_and_port, why_silent
+from sweeper.capacity import ACCELERATOR, Demand, Node
 from sweeper.errors import UnreachableError, UserError
-from sweeper.gang import Gang, MemberLostError, blamed_node, most_gangs
+from sweeper.gang import Gang, MemberLostError
 from sweeper.launch import LaunchRequest, RunningAttempt
-from sweeper.layout import AttemptDir, SweepDir
-from sweeper.shipping import Scratch, Shipment
+from sweeper.layout import SweepDir
+from sweeper.shipping import Scratch
+from sweeper.slots import Pool, Slot, SlotDiedError, SlotFacts, conclude, settle_first
 from sweeper.spec import SweepSpec
+from sweeper.standby import Standby
 
 # A slot answers calls while its run is at work.
 SLOT_THREADS = 8
 CALL_SECONDS = 30.0
 JOB_ANSWER_SECONDS = 300.0
+# How long the calls to a slot that is closed may take to say so, before Ray is left.
+CLOSE_SECONDS = 1.0
+# How long a driver does without its cluster's head before Ray ends it; Ray's own default is 60 s.
+HEAD_LOST_NAME, HEAD_LOST_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", 10
 TOKEN_ADVICE = (
     "take the head node's (`ray get-auth-token` there) and give it as RAY_AUTH_TOKEN, or in a file "
     "by RAY_AUTH_TOKEN_PATH or at ~/.ray/auth_token, with RAY_AUTH_MODE=token"
 )
-ACCELERATOR = "accelerator_type:"  # before a type, as a resource of the nodes that have it
-# So many slots in a row that could not begin are no accident of one host.
-MAX_FAILED_OPENINGS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +70,6 @@ class ClusterOptions:
     num_gpus: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlotFacts:
-    """What a slot knows about its place; of several nodes, `node` is that of the one that leads."""
-
-    host: str
-    node: str
-    gpus: tuple[str, ...]
-    sees_driver_disk: bool
-    peers: tuple[SlotFacts, ...] = ()
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        return (self.node, *(peer.node for peer in self.peers))
-
-
 class SlotActor(Scratch):
     """Runs in a Ray worker on the slot's node; one run at a time. With peers it leads them."""
 
@@ -89,6 +79,7 @@ class SlotActor(Scratch):
         self._peers: list[_Peer] = []
         self._gpus: tuple[str, ...] = ()
         self._running: RunningAttempt | Gang | None = None
+        self._standby = Standby()
 
     def describe(self, nonce: str, content: str) -> SlotFacts:
         """Where the slot is, and whether it sees the file that the driver has written.
@@ -122,18 +113,19 @@ class SlotActor(Scratch):
         except OSError:
             return False
 
+    def ping(self) -> None:
+        """Be there to be asked."""
+
     def run(self, request: LaunchRequest, gpus: tuple[str, ...]) -> str | None:
         """Launch the attempt and return when nothing of it runs any more; why it was ended as hung.
 
         That is None where it was not.
         """
-        if not request.directory:
-            raise OSError("no directory with what the run needs could be made on its host")
         if self._peers:
             address = ray.util.get_node_ip_address()
-            self._running = Gang(request, self._gpus, self._peers, address)
+            self._running = Gang(request, self._gpus, self._peers, address, self._standby)
         else:
-            self._running = RunningAttempt(request, gpus)
+            self._running = RunningAttempt(request, gpus, self._standby)
         return self._running.wait()
 
     def stop(self) -> None:
@@ -179,276 +171,94 @@ class _Peer:
         except ray.exceptions.GetTimeoutError as error:
             raise OSError(f"a node of the run does not answer: {error}") from None
         except ray.exceptions.RayError as error:
-            lost = _is_node_lost(self.node, error)
+            lost = _says_node_died(error) or _is_gone(self.node)
             raise MemberLostError(_last_line(error), self.node, lost) from None
 
 
-@dataclass(eq=False)
-class Slot:
-    """The driver's end of one slot. `facts` is None until Ray has found a place for it.
+class _Remote:
+    """The process of a slot, as the driver reaches it (sweeper/slots.py)."""
 
-    One of several nodes has `peers` beside its actor, in the places of a `group`.
-    """
+    def __init__(self, actor: Any, peers: Sequence[Any] = (), group: Any = None) -> None:
+        self._actor = actor
+        self._peers = peers
+        self._group = group
 
-    actor: Any
-    opening: Any
-    peers: Sequence[Any] = ()
-    group: Any = None
-    attempt: AttemptDir | None = None  # that it works on, or has
-    blamed: str | None = None  # the node at fault for the last end, where it is known
-    facts: SlotFacts | None = None
-    shipment: Shipment | None = None  # None where the slot sees the driver's disk
-    running: Any = None
-    failure: str | None = None  # why the last run could not be launched, or its slot was lost
-    node_lost: bool = False  # it was lost with its whole node
-    hung: str | None = None  # why the last run was taken for hung
+    def call(self, method: str, *arguments: object) -> Future[Any]:
+        answer: Future[Any] = Future()
+        called = getattr(self._actor, method).remote(*arguments).future()
+        called.add_done_callback(partial(_pass_on, answer))
+        return answer
 
-    @property
-    def idle(self) -> bool:
-        return self.facts is not None and self.running is None
+    def tell(self, method: str) -> None:
+        getattr(self._actor, method).remote()
 
-    @property
-    def node(self) -> str:
-        """Ray's name of the node that it is on; empty while it waits for a place."""
-        return "" if self.facts is None else self.facts.node
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """All the nodes that it is on."""
-        return () if self.facts is None else self.facts.nodes
-
-    def start(self, request: LaunchRequest, attempt: AttemptDir) -> None:
-        """Begin a run or a stage of it; its files appear in the attempt's directory as it works."""
-        assert self.idle
-        assert self.facts is not None
-        attempt.path.mkdir(parents=True, exist_ok=True)
-        self.shipment, self.failure, self.hung = None, None, None
-        self.attempt, self.blamed = attempt, None
-        directory = str(attempt.path)
-        if not self.facts.sees_driver_disk:
-            self.shipment = Shipment(attempt, self._call, follow_logs=request.script is not None)
-            try:
-                directory = self.shipment.begin()
-                if request.code is not None:
-                    code = self.shipment.send_code(request.code, request.files)
-                    request = dataclasses.replace(request, code=code)
-            except (OSError, ray.exceptions.RayError):
-                # No space at one end, or it has died since: the call below fails, and says so.
-                directory = ""
-            # On its own disk the stage's events are the first.
-            request = dataclasses.replace(request, events_from=0)
-        request = dataclasses.replace(request, directory=directory)
-        self.running = self.actor.run.remote(request, self.facts.gpus)
-
-    def stop(self) -> None:
-        self.actor.stop.remote()
-
-    def kill(self) -> None:
-        self.actor.kill.remote()
-
-    def follow(self) -> None:
-        """Bring what the run has written since to the driver's disk, where it is not there yet."""
-        if self.running is not None and self.shipment is not None:
-            with contextlib.suppress(OSError, ray.exceptions.RayError):
-                self.shipment.follow()
-
-    def collect(self) -> None:
-        """Bring all files home after the run, where they are not there yet."""
-        if self.shipment is not None:
-            self.shipment.finish()
-        if self.peers and self.attempt is not None:
-            self.blamed = blamed_node(self.attempt)
-
-    def close(self) -> None:
-        for actor in (self.actor, *self.peers):
+    def end(self) -> None:
+        for actor in (self._actor, *self._peers):
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor)
-        if self.group is not None:
+        if self._group is not None:
             with contextlib.suppress(ray.exceptions.RayError):
-                remove_placement_group(self.group)
-
-    def _call(self, method: str, *arguments: object) -> Any:
-        return ray.get(getattr(self.actor, method).remote(*arguments), timeout=CALL_SECONDS)
+                remove_placement_group(self._group)
 
 
-@dataclass(eq=False)
-class Pool:
-    """The slots of one kind, in which `who` works; `asked` is what each holds, by Ray's names.
+def _pass_on(answer: Future[Any], called: Future[Any]) -> None:
+    """Give on what a call came to, its failure in words that need no Ray."""
+    error = called.exception()
+    if error is None:
+        conclude(answer, called.result())
+    elif not isinstance(error, ray.exceptions.RayTaskError):
+        conclude(answer, SlotDiedError(_last_line(error), node_died=_says_node_died(error)))
+    elif isinstance(error.cause, OSError | MemberLostError):
+        conclude(answer, error.cause)
+    else:
+        conclude(answer, OSError(f"{type(error.cause).__name__}: {error.cause}"))
 
-    That is on each of `span` nodes, which have to be of a type where an `accelerator` is named.
-    """
 
-    who: str
-    asked: dict[str, int]
-    advice: str  # what to lower where there is no room for one
-    nonce: tuple[str, str]  # a file of the driver's and its content
-    most: int = sys.maxsize  # slots that it may have
-    slots: list[Slot] = field(default_factory=list)
-    quarantined: dict[str, str] = field(default_factory=dict)  # node -> host, shared by all pools
-    span: int = 1
-    accelerator: str | None = None
-    _failed_openings: int = 0
-    _works: int | None = None  # slots that could begin, where others could not
-    _alive: frozenset[str] = frozenset()
+@dataclass(frozen=True)
+class _Opener:
+    """Begins slots of one kind; each says whether it sees the file of the driver's `nonce`."""
 
-    @property
-    def opening(self) -> bool:
-        """Whether a slot waits for its place."""
-        return any(slot.facts is None for slot in self.slots)
+    demand: Demand
+    nonce: tuple[str, str]  # the file and its content
 
-    @property
-    def nodes(self) -> set[str]:
-        """The nodes on which there are slots; of those of several nodes, the ones that lead."""
-        return {slot.node for slot in self.slots if slot.facts is not None}
-
-    def capacity(self) -> int:
-        """How many slots the cluster's nodes hold at once, were nothing else on them.
-
-        Nodes in quarantine do not count. Raises UserError when there is room for none.
-        """
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        alive = frozenset(node["NodeID"] for node in nodes)
-        if alive != self._alive:
-            # What could not begin before may begin on the nodes of today.
-            self._alive, self._works, self._failed_openings = alive, None, 0
-        fits = [self._fit(node) for node in nodes if node["NodeID"] not in self.quarantined]
-        count = sum(fits) if self.span == 1 else most_gangs(fits, self.span)
-        if count > 0:
-            return count if self._works is None else min(count, self._works)
-        if not nodes:
-            raise UserError("the cluster has lost its nodes; run the sweep again to go on")
-        raise UserError(self._refusal(nodes))
-
-    def _fit(self, node: dict[str, Any]) -> int:
-        """How many members of slots a node holds."""
-        if self.accelerator is not None and self.accelerator not in _accelerators(node):
-            return 0
-        has = node["Resources"]
-        return min(int(has.get(name, 0) // amount) for name, amount in self.asked.items())
-
-    def _refusal(self, nodes: list[dict[str, Any]]) -> str:
-        """Why there is no room for a slot: what it asks for, and what there is."""
-        wants = ", ".join(f"{amount} {name}" for name, amount in self.asked.items())
-        where = "on one node" if self.span == 1 else f"on each of {self.span} nodes"
-        names = list(self.asked)
-        if self.accelerator is not None:
-            wants += f" of type {self.accelerator}"
-        has = []
-        for node in nodes:
-            there = ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in names)
-            if self.accelerator is not None:
-                there += f" of type {' or '.join(_accelerators(node)) or 'unknown'}"
-            has.append(f"{node['NodeManagerHostname']} has {there}")
-        return (
-            f"{self.who} asks for {wants} {where}; {'; '.join(has)}. Lower {self.advice} in "
-            "the spec, or give --address of a larger cluster"
-        )
-
-    def open(self, count: int) -> None:
-        """Have `count` slots in all, or the most; they are idle once Ray has found their places."""
+    def __call__(self, off: Collection[str]) -> Slot:
+        """A slot off these nodes, which waits for its place."""
+        amounts, span = self.demand.amounts, self.demand.span
         remote = ray.remote(
-            num_cpus=self.asked.get("CPU", 0),
-            num_gpus=self.asked.get("GPU", 0),
-            accelerator_type=self.accelerator,
+            num_cpus=amounts.get("CPU", 0),
+            num_gpus=amounts.get("GPU", 0),
+            accelerator_type=self.demand.accelerator,
             max_concurrency=SLOT_THREADS,
             max_restarts=0,
         )(SlotActor)
-        while len(self.slots) < min(count, self.most):
-            if self.span > 1:
-                self.slots.append(self._open_gang(remote))
-                continue
-            actor = remote.options(**self._where()).remote()
-            self.slots.append(Slot(actor=actor, opening=actor.describe.remote(*self.nonce)))
+        reached = self._lead(remote, off) if span > 1 else _Remote(_alone(remote, off))
+        return Slot(reached, opening=reached.call("describe", *self.nonce))
 
-    def _open_gang(self, remote: Any) -> Slot:
+    def _lead(self, remote: Any, off: Collection[str]) -> _Remote:
         """A slot of several nodes: it gets all its places at once, or waits for them."""
-        bundle: dict[str, float] = dict(self.asked)
-        if self.accelerator is not None:
-            bundle[f"{ACCELERATOR}{self.accelerator}"] = 0.001  # as Ray's own option asks for
-        off = {"ray.io/node-id": f"!in({','.join(self.quarantined)})"} if self.quarantined else {}
+        span = self.demand.span
+        bundle: dict[str, float] = dict(self.demand.amounts)
+        if self.demand.accelerator is not None:
+            # As Ray's own option asks for.
+            bundle[f"{ACCELERATOR}{self.demand.accelerator}"] = 0.001
         group = placement_group(
-            [bundle] * self.span,
+            [bundle] * span,
             strategy="STRICT_SPREAD",
-            bundle_label_selector=[off] * self.span if off else None,
+            bundle_label_selector=[{"ray.io/node-id": f"!in({','.join(off)})"}] * span
+            if off
+            else None,
         )
-        places = [PlacementGroupSchedulingStrategy(group, index) for index in range(self.span)]
+        places = [PlacementGroupSchedulingStrategy(group, index) for index in range(span)]
         peers = [remote.options(scheduling_strategy=place).remote() for place in places[1:]]
-        actor = remote.options(scheduling_strategy=places[0]).remote(peers)
-        opening = actor.describe.remote(*self.nonce)
-        return Slot(actor=actor, opening=opening, peers=peers, group=group)
+        return _Remote(remote.options(scheduling_strategy=places[0]).remote(peers), peers, group)
 
-    def _where(self) -> dict[str, Any]:
-        """Options that keep a slot off the nodes in quarantine."""
-        if not self.quarantined:
-            return {}
-        off = NotIn(*self.quarantined)
-        strategy = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": off})
-        return {"scheduling_strategy": strategy}
 
-    def shrink(self, count: int) -> None:
-        """Give idle or waiting slots back until at most `count` are left."""
-        spare = [slot for slot in self.slots if slot.running is None][: len(self.slots) - count]
-        for slot in spare:
-            slot.close()
-            self.slots.remove(slot)
-
-    def leave(self, node: str) -> None:
-        """Close the idle slots on a node."""
-        for slot in [slot for slot in self.slots if node in slot.nodes and slot.running is None]:
-            slot.close()
-            self.slots.remove(slot)
-
-    def settle(self, slot: Slot, future: Any) -> bool:
-        """Take in what a slot's future says; whether a run has ended."""
-        ended = slot.running is not None
-        try:
-            answer = ray.get(future)
-            if ended:
-                slot.hung = answer
-                slot.collect()
-            else:
-                slot.facts, self._failed_openings = answer, 0
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, MemberLostError):
-                # The leader is well, and may hold what the others have brought to it.
-                with contextlib.suppress(OSError, ray.exceptions.RayError):
-                    slot.collect()
-                slot.blamed = error.cause.node or None
-                self._lose(slot, error.cause, error.cause.node_lost)
-            else:
-                # The slot is well, the launch was not: no space left, or no such program.
-                slot.failure = str(error.cause)
-        except OSError as error:
-            slot.failure = f"its files cannot be brought home: {error}"
-        except ray.exceptions.RayError as error:
-            self._lose(slot, error, _is_node_lost(slot.node, error))
-        slot.running = None
-        for node in self.quarantined.keys() & set(slot.nodes):
-            self.leave(node)
-        return ended
-
-    def _lose(self, slot: Slot, error: Exception, node_lost: bool) -> None:
-        """Do without a slot that has died, or a member of it."""
-        slot.node_lost = node_lost
-        what = "node" if node_lost else "slot"
-        slot.failure = f"its {what} was lost: {_last_line(error)}"
-        slot.close()
-        self.slots.remove(slot)
-        if slot.running is None:
-            self._count_failed_opening(error)
-
-    def _count_failed_opening(self, error: Exception) -> None:
-        self._failed_openings += 1
-        if self._failed_openings < MAX_FAILED_OPENINGS:
-            return
-        if any(slot.facts is not None for slot in self.slots):
-            # Some node is unfit; the slots that work elsewhere go on without it.
-            self.most = self._works = len(self.slots)
-        else:
-            raise UserError(
-                f"Ray cannot start a slot on this cluster: {_last_line(error)}. Its nodes need "
-                "this project and Python environment, and room for one more process"
-            ) from error
+def _alone(remote: Any, off: Collection[str]) -> Any:
+    """The actor of a slot of one node."""
+    if not off:
+        return remote.remote()
+    strategy = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*off)})
+    return remote.options(scheduling_strategy=strategy).remote()
 
 
 class Cluster:
@@ -462,21 +272,15 @@ class Cluster:
         self._options = options
         self._sweep = sweep
         self._nonce = secrets.token_hex(16)
-        nonce = (str(sweep.nonce), self._nonce)
-        resources = spec.resources
-        nodes = resources.nodes_per_run
-        asked = {"GPU": resources.gpus_per_run // nodes, "CPU": resources.cpus_per_run // nodes}
-        advice = "resources.gpus_per_run or resources.cpus_per_run"
-        self.runs = Pool(
-            *("a run", {name: amount for name, amount in asked.items() if amount > 0}),
-            *(advice if nodes == 1 else f"{advice} or resources.nodes_per_run", nonce),
-            span=nodes,
-            accelerator=resources.accelerator,
-        )
+        self.runs = self._pool(Demand.of_run(spec.resources))
         self.packing = self.runs
         if spec.packing is not None:
-            self.packing = Pool("packing", {"CPU": spec.packing.cpus}, "packing.cpus", nonce)
+            self.packing = self._pool(Demand.of_packing(spec.packing))
             self.packing.quarantined = self.runs.quarantined
+
+    def _pool(self, demand: Demand) -> Pool:
+        opener = _Opener(demand, (str(self._sweep.nonce), self._nonce))
+        return Pool(demand, begin=opener, look=_living_nodes)
 
     @property
     def pools(self) -> list[Pool]:
@@ -500,8 +304,11 @@ class Cluster:
         trace: TracebackType | None,
     ) -> None:
         """Close the slots (nothing of theirs runs on) and leave the cluster."""
+        running = [slot.running for slot in self.slots if slot.running is not None]
         for slot in self.slots:
             slot.close()
+        # Threads that wait for a slot's answer must not be left waiting in a Ray that is gone.
+        wait_for_futures(running, CLOSE_SECONDS)
         ray.shutdown()
         self._sweep.nonce.unlink(missing_ok=True)
 
@@ -522,27 +329,13 @@ class Cluster:
             pool.leave(node)
         return self.quarantined[node]
 
-    def wait(self, seconds: float) -> list[Slot]:
-        """The slots whose runs have ended, as soon as there is one, at the latest after `seconds`.
+    def release(self, node: str) -> str:
+        """Let a node take runs again that was in quarantine. Returns its host's name."""
+        return self.quarantined.pop(node)
 
-        Their files are on the driver's disk by then, unless the slot has died: such a slot is
-        no longer in its pool. Raises UserError when no slot can begin on this cluster.
-        """
-        futures = {
-            slot.running if slot.facts else slot.opening: (pool, slot)
-            for pool in self.pools
-            for slot in pool.slots
-        }
-        waited = [future for future in futures if future is not None]
-        ready, _ = ray.wait(waited, num_returns=1, timeout=seconds) if waited else ([], [])
-        # Others may have become ready too; one more look takes them all.
-        ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0) if ready else ([], [])
-        ended = []
-        for future in ready:
-            pool, slot = futures[future]
-            if pool.settle(slot, future):
-                ended.append(slot)
-        return ended
+    def wait(self, seconds: float) -> list[Slot]:
+        """The slots whose runs have ended; as `settle_first` has it."""
+        return settle_first(self.pools, seconds)
 
     def _connect(self) -> None:
         """Join the cluster, or start one on this machine that ends with this process."""
@@ -561,27 +354,27 @@ class Cluster:
                 **quiet,
             )
             return
+        os.environ.setdefault(HEAD_LOST_NAME, str(HEAD_LOST_SECONDS))
         if options.num_cpus is not None or options.num_gpus is not None:
             raise UserError(f"--num-cpus and --num-gpus size a local cluster, not {address}")
         _check_answers(address)
+        _check_token(address)
         try:
             ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise UserError(f"no Ray cluster answers at {address}: {_last_line(error)}") from error
 
 
-def _accelerators(node: dict[str, Any]) -> list[str]:
-    """The types of accelerators that a node has."""
-    names = [name for name in node["Resources"] if name.startswith(ACCELERATOR)]
-    return sorted(name.removeprefix(ACCELERATOR) for name in names)
+def _living_nodes() -> list[Node]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _is_node_lost(node: str, error: ray.exceptions.RayError) -> bool:
-    """Whether a slot that has died went with its whole node."""
-    if getattr(error, "preempted", False) or "node has died" in str(error):
-        return True
-    alive = {facts["NodeID"]: facts["Alive"] for facts in ray.nodes()}
-    return bool(node) and not alive.get(node, False)
+def _is_gone(node: str) -> bool:
+    return bool(node) and all(facts["NodeID"] != node for facts in _living_nodes())
+
+
+def _says_node_died(error: BaseException) -> bool:
+    return bool(getattr(error, "preempted", False)) or "node has died" in str(error)
 
 
 @contextmanager
@@ -601,7 +394,38 @@ def _check_answers(address: str) -> None:
         raise UserError(f"no Ray cluster answers at {address}: {silent}")
 
 
-def _last_line(error: Exception) -> str:
+def _check_token(address: str) -> None:
+    """UserError when the cluster at host:port wants another token than there is here.
+
+    Ray itself would warn of it for 20 s and then say that nothing answers.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    place = host_and_port(address)
+    if place is None or "://" in address:
+        return
+    try:
+        with init_grpc_channel(address) as channel:
+            NodeInfoGcsServiceStub(channel).GetClusterId(
+                GetClusterIdRequest(), timeout=CONNECT_SECONDS
+            )
+    except ray.exceptions.AuthenticationError as error:
+        raise UserError(f"{_what_lacks(error)}; {TOKEN_ADVICE}") from None
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise UserError(f"{address} asks for a token, or for another; {TOKEN_ADVICE}") from None
+        # Whatever else it is, Ray says when it is asked.
+
+
+def _what_lacks(error: Any) -> str:
+    """The token that was named and is not there, from Ray's long words."""
+    return str(error.message).partition(". ")[0]
+
+
+def _last_line(error: BaseException) -> str:
     """What an error of Ray comes down to: many hold a whole traceback as text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
 
@@ -626,6 +450,13 @@ def job_client(address: str) -> Any:
             except requests.RequestException as error:
                 raise UnreachableError(f"{address} does not answer: {_last_line(error)}") from error
 
+        def _raise_error(self, answer: Any) -> None:
+            if answer.status_code == 404:
+                # A head that was started again knows none of the jobs before.
+                text = answer.text.rstrip(".")
+                raise UserError(f"{address}: {text}; submit its sweep again, and it goes on")
+            super()._raise_error(answer)
+
     _check_answers(address)
     sdk = "dashboard.modules"
     for name in (f"{sdk}.dashboard_sdk", f"{sdk}.job.sdk", "_private.runtime_env.packaging"):
@@ -635,8 +466,7 @@ def job_client(address: str) -> Any:
     try:
         return Client(address)
     except ray.exceptions.AuthenticationError as error:  # there is no such file as was named
-        lacking = error.message.partition(". ")[0]
-        raise UserError(f"{lacking}; {TOKEN_ADVICE}") from None
+        raise UserError(f"{_what_lacks(error)}; {TOKEN_ADVICE}") from None
     except (RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{address} is no dashboard of Ray: {_last_line(error)}") from error
     finally:

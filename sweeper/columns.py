@@ -21,6 +21,7 @@ STYLES = {
     RunState.RUNNING: "cyan",
     RunState.FINISHED: "green",
     RunState.FAILED: "bold red",
+    RunState.PRUNED: "yellow",
 }
 
 

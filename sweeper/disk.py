@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 # With less than this, whatever has just failed for no better reason failed for want of room.
 FULL_BYTES = 1 << 20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def free_bytes(path: Path) -> int:
@@ -37,6 +41,22 @@ def shortage(path: Path, *, run_bytes: int, at_work: int, reserve_bytes: int) ->
         f"{path} has {_mb(free)} free, the next run wants {_mb(needed)} (what the last have "
         f"written, and [disk] reserve_bytes = {reserve_bytes}); make room there"
     )
+
+
+def refusal(path: Path) -> str | None:
+    """Why nothing can be written on the disk of `path`, as a sentence; None where something can.
+
+    It may have bytes free: where a quota or the number of files is what has run out.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".room-", dir=path) as directory:
+            # Zeros would take no room where the disk compresses.
+            Path(directory, "probe").write_bytes(os.urandom(FULL_BYTES))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return f"{path}: {error.strerror}; make room there"
+    return None
 
 
 def remove_matching(directory: Path, patterns: Iterable[str]) -> int:

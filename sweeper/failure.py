@@ -20,6 +20,8 @@ BEGINNING = "Traceback (most recent call last):"
 # The line after the last frame: an exception's name, and what it says.
 EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?::.*)?$")
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|\[Errno 28\]")
+# Memory shared between processes is a file system too, of a size of its own: /dev/shm.
+SHARED_MEMORY = re.compile(r"/dev/shm|shared memory", re.IGNORECASE)
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory")
 NUMBERLESS = r"\b(?:nan|inf|non-?finite|not finite)\b"
 NONFINITE = re.compile(rf"\bloss\b.{{0,40}}{NUMBERLESS}|{NUMBERLESS}.{{0,40}}\bloss\b", re.I)
@@ -66,11 +68,18 @@ def _of_logs(
 
 def classify(exception: str, text: str) -> str:
     """What kind of failure an exception is, or the text around it where there is none."""
-    if NO_SPACE.search(exception or text):
+    if is_full_disk(exception or text):
         return "space"
     if OUT_OF_MEMORY.search(exception or text):
         return "oom"
     return "nonfinite" if NONFINITE.search(exception) else "crash"
+
+
+def is_full_disk(text: str) -> bool:
+    """Whether one of its lines says that a disk is full."""
+    return any(
+        NO_SPACE.search(line) and not SHARED_MEMORY.search(line) for line in text.splitlines()
+    )
 
 
 def first_traceback(path: Path) -> list[str]:

@@ -25,7 +25,8 @@ from typing import Any, Protocol
 from sweeper.failure import find_failure
 from sweeper.launch import LaunchRequest, Rendezvous, RunningAttempt, write_json
 from sweeper.layout import AttemptDir
-from sweeper.shipping import Shipment
+from sweeper.shipping import RESUMED, Shipment
+from sweeper.standby import Standby
 
 STOP_AGAIN_SECONDS = 1.0
 # Beyond the grace, what a member's guard may take to say that it is over.
@@ -88,7 +89,12 @@ class Gang:
     """
 
     def __init__(
-        self, request: LaunchRequest, gpus: Sequence[str], peers: Sequence[Peer], address: str
+        self,
+        request: LaunchRequest,
+        gpus: Sequence[str],
+        peers: Sequence[Peer],
+        address: str,
+        standby: Standby | None = None,
     ) -> None:
         """Launch on every node. OSError or MemberLostError where one cannot; then none runs."""
         self._attempt = request.attempt
@@ -97,7 +103,7 @@ class Gang:
         self._ends: queue.Queue[End] = queue.Queue()
         shares = share(request, 1 + len(peers), address, free_port())
         # First here: the files of a script are placed where the others may see them.
-        self._own = RunningAttempt(shares[0], gpus)
+        self._own = RunningAttempt(shares[0], gpus, standby)
         self._members: list[_Member] = []
         try:
             for peer, its in zip(peers, shares[1:], strict=True):
@@ -179,7 +185,9 @@ class _Member:
             self._request = dataclasses.replace(request, code=code)
             return
         self._shipment = Shipment(attempt, peer.call, only=PEER_FILES)
-        directory, code = self._shipment.begin(), request.code
+        checkpoint = attempt.path / RESUMED
+        files = {RESUMED: checkpoint} if checkpoint.is_file() else {}
+        directory, code = self._shipment.begin(files), request.code
         if code is not None:
             code = self._shipment.send_code(code, request.files)
         self._request = dataclasses.replace(request, directory=directory, code=code, events_from=0)

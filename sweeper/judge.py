@@ -14,7 +14,7 @@ from sweeper import guard
 from sweeper.adapters import LogFacts
 from sweeper.contract import EventReader, check_echo, first_error, read_handoff, read_result
 from sweeper.errors import ContractError
-from sweeper.failure import NO_SPACE, Failure, find_failure
+from sweeper.failure import Failure, find_failure, is_full_disk
 from sweeper.layout import AttemptDir
 from sweeper.rows import AttemptState
 from sweeper.scripts import NonFiniteError, log_result, read_attempt, script_of, wrong_setting
@@ -48,7 +48,8 @@ def judge(attempt: AttemptDir, overrides: Mapping[str, str], begins: int = 0) ->
 
     It finished only if every process ended well and a valid result is there and the run confirms
     every override and the artifact is what the result says. A stage that ended well with others
-    to come leaves the attempt LAUNCHED. The stage's events are those from byte `begins` on.
+    to come leaves the attempt LAUNCHED. The stage's events are those from byte `begins` on. A run
+    that was ended because its launcher died is LOST, unless it came to its end before.
     """
     try:
         ended = json.loads(attempt.exit.read_bytes())
@@ -60,6 +61,15 @@ def judge(attempt: AttemptDir, overrides: Mapping[str, str], begins: int = 0) ->
         # Of several nodes, what the one at fault has logged says why.
         failed = attempt.on(int(ended["node"])) if "node" in ended else attempt
         return _judge_failure(failed, events, code, asked)
+    outcome = _judge_well(attempt, overrides, events, code)
+    came_to_end = outcome.state in (AttemptState.FINISHED, AttemptState.LAUNCHED)
+    return outcome if came_to_end or asked != guard.LAUNCHER_DIED else _lost_with_launcher(code)
+
+
+def _judge_well(
+    attempt: AttemptDir, overrides: Mapping[str, str], events: list[dict[str, Any]], code: int
+) -> Outcome:
+    """How an attempt ended of which every process ended well."""
     script = script_of(attempt)
     if script is not None and not attempt.result.exists() and not attempt.trained.exists():
         return _judge_log(attempt, script, overrides, code)
@@ -209,7 +219,7 @@ def _of_error(error: Mapping[str, Any], code: int | None) -> Outcome:
     where = f" (rank {rank})" if rank else ""
     message = f"{error.get('error', 'error')}{where}: {error.get('message', '')}"
     trace = str(error.get("traceback", "")) or None
-    if NO_SPACE.search(message):
+    if is_full_disk(message):
         state = AttemptState.NO_SPACE
     return Outcome(state=state, exit_code=code, message=message, traceback=trace)
 
@@ -224,14 +234,18 @@ def _judge_failure(
     if asked == guard.ASKED:
         return Outcome(state=AttemptState.STOPPED, exit_code=code, message="stopped on request")
     if asked == guard.LAUNCHER_DIED:
-        message = "it was ended because the process that launched it died"
-        return Outcome(state=AttemptState.LOST, exit_code=code, message=message)
+        return _lost_with_launcher(code)
     failure = find_failure(attempt)
     state = KINDS.get(failure.kind, AttemptState.CRASHED)
     message = _describe_failure(failure, code)
     if attempt.node is not None:
         message = f"node {attempt.node}: {message}"
     return Outcome(state=state, exit_code=code, message=message, traceback=failure.text)
+
+
+def _lost_with_launcher(code: int) -> Outcome:
+    message = "it was ended because the process that launched it died"
+    return Outcome(state=AttemptState.LOST, exit_code=code, message=message)
 
 
 def _describe_failure(failure: Failure, code: int) -> str:

@@ -12,9 +12,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from sweeper.address import why_silent
+from sweeper.exits import GO_ON_LATER, INTERRUPTED, OUR_FAULT
 from sweeper.guard import PR_SET_PDEATHSIG, prctl
 
 # How long to wait for a head that is gone, and how often to look.
@@ -23,38 +25,46 @@ LOOK_SECONDS = 2.0
 # A driver that keeps falling soon after its start will not do better the next time.
 SOON_SECONDS = 120.0
 MAX_FALLS = 3
-FALLEN = 1
 
 
-def keep(drive: Callable[[], int], address: str, say: Callable[[str], None], name: str) -> int:
+def keep(drive: Callable[[bool], int], address: str, say: Callable[[str], None], name: str) -> int:
     """Let a child `drive`, again after a loss of the cluster at `address`; its exit code.
 
-    To be called before any thread is started, and before Ray is imported. `drive` raises nothing.
+    It is told whether it is not the first, and returns the code; it raises nothing. The code is
+    GO_ON_LATER where the cluster stays away, INTERRUPTED where the user would not wait.
+    To be called before any thread is started, and before Ray is imported.
     """
-    falls = 0
+    falls, again = 0, False
     while True:
         started = time.monotonic()
-        code, stopped = _Child(drive).wait()
+        code, stopped = _Child(partial(drive, again)).wait()
+        again = True
         if code is not None:
             return code
         falls = falls + 1 if time.monotonic() - started < SOON_SECONDS else 1
         lost = "the driver has ended without a word, as Ray's do that lose their cluster"
-        if stopped or falls > MAX_FALLS or not _wait_for(address, say, lost):
+        if stopped:
+            code = INTERRUPTED
+        elif falls > MAX_FALLS:
+            code = GO_ON_LATER
+        else:
+            code = _wait_for(address, say, lost)
+        if code is not None:
             say(f"{lost}; nothing is lost: `sweeper resume {name}` goes on when there is one again")
-            return FALLEN
+            return code
         say(f"{address} answers; the sweep goes on")
 
 
-def _wait_for(address: str, say: Callable[[str], None], lost: str) -> bool:
-    """Wait until a cluster answers again; whether it does."""
+def _wait_for(address: str, say: Callable[[str], None], lost: str) -> int | None:
+    """Wait until a cluster answers again; the exit code where it does not."""
     deadline = time.monotonic() + GONE_SECONDS
     try:
         say(f"{lost}; waiting for {address} to answer (interrupt to give up)")
         while (silent := why_silent(address, LOOK_SECONDS)) and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
-        return False
-    return silent is None
+        return INTERRUPTED
+    return None if silent is None else GO_ON_LATER
 
 
 class _Child:
@@ -98,11 +108,11 @@ class _Child:
 
 def _be_child(drive: Callable[[], int], parent: int, word: int) -> None:
     """Drive, say the last word, and end as the process that it is; does not return."""
-    code = FALLEN
+    code = OUR_FAULT
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
-            os._exit(FALLEN)
+            os._exit(GO_ON_LATER)
         try:
             code = drive()
         except BaseException:

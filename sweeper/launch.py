@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -26,10 +26,14 @@ from sweeper import guard
 from sweeper.layout import AttemptDir
 from sweeper.stages import Stage
 from sweeper.stall import StallWatch, dump_stacks
+from sweeper.standby import Fit, Standby
 
-TAG_NAME = "SWEEPER_TAG"
+TAG_NAME = guard.TAG_NAME
 TAG_ENTRY = re.compile(rb"(?:^|\0)SWEEPER_TAG=([^\0]*)")
 STALL_POLL_SECONDS = 2.0
+LAUNCH_DIGITS = 19  # of the largest number that a ledger gives
+# Into a run, the next one's torchrun is made ready: a run that is over by then starts nothing.
+STANDBY_SECONDS = 5.0
 # Beyond its grace, what a guard may take to end a run: it tries for guard.KILL_SECONDS.
 GUARD_MARGIN_SECONDS = 15.0
 PROJECT = Path(__file__).resolve().parent.parent
@@ -39,6 +43,9 @@ FOREIGN_NAMES = (
     *("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
     "STAGE",
 )
+# How the names of settings begin that change how Python or torchrun itself begins. It computes
+# nothing: what else libraries read as they are loaded, only the ranks' own matter.
+EARLY_NAMES = ("PYTHON", "LD_", "TORCH", "PYTORCH", "LOGLEVEL", "LANG", "LC_", "MALLOC_", "GLIBC_")
 # On every machine; a setting of the same name is not meant by them.
 SYSTEM_NAMES = frozenset(
     {"HOME", "HOSTNAME", "LANG", "LOGNAME", "MAIL", "PATH", "PWD", "SHELL", "TERM", "TMPDIR"}
@@ -60,6 +67,11 @@ class Tag:
 
     def __str__(self) -> str:
         return f"{self.sweep}:{self.session}:{self.launch}"
+
+    @property
+    def padded(self) -> str:
+        """The same tag, as long as that of any other launch of the session."""
+        return f"{self.sweep}:{self.session}:{self.launch:0{LAUNCH_DIGITS}}"
 
     @classmethod
     def parse(cls, text: str) -> Tag | None:
@@ -123,14 +135,22 @@ class RunningAttempt:
     `wait` may be called from one thread while `stop` and `kill` are called from others.
     """
 
-    def __init__(self, request: LaunchRequest, gpus: Sequence[str]) -> None:
-        """Reap what is left of earlier launches, then make this one."""
+    def __init__(
+        self, request: LaunchRequest, gpus: Sequence[str], standby: Standby | None = None
+    ) -> None:
+        """Reap what is left of earlier launches, then make this one, with the standby if it fits.
+
+        While the run is at work, `wait` makes the next standby.
+        """
         self._tag = request.tag
         self._attempt = request.attempt
         self._grace = request.grace_seconds
         self._patience_ends = math.inf  # by the monotonic clock: when the guard is killed
         self._stalls = StallWatch(request.attempt, request.stall_seconds, request.events_from)
         self._lock = threading.Lock()
+        self._standby = standby if request.launch == "torchrun" else None
+        self._fit = standby_fit(request, gpus)
+        self._prepare_at = time.monotonic() + STANDBY_SECONDS
         reap_leftovers(request.tag, request.dead)
         attempt = request.attempt
         attempt.logs.mkdir(parents=True, exist_ok=True)
@@ -140,24 +160,19 @@ class RunningAttempt:
         facts = dataclasses.asdict(request) | {"command": command, "gpus": list(gpus)}
         facts |= {"dead": sorted(request.dead), "inherited": inherited_names(request)}
         write_json(attempt.request, facts)
-        read_end, self._alive = os.pipe()
-        try:
-            with attempt.stdout.open("ab") as stdout, attempt.stderr.open("ab") as stderr:
-                self._guard = subprocess.Popen(
-                    supervised(command, request, read_end),
-                    cwd=attempt.path,
+        with attempt.stdout.open("ab") as stdout, attempt.stderr.open("ab") as stderr:
+            begun = None
+            if self._standby is not None:
+                order = guard.Order(
+                    directory=str(attempt.path),
+                    tag=request.tag.padded,
+                    exit_path=str(attempt.exit),
+                    grace=request.grace_seconds,
+                    arguments=command[command.index(guard.TORCHRUN) + 1 :],
                     env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    start_new_session=True,
-                    pass_fds=[read_end],
                 )
-        except BaseException:
-            os.close(self._alive)
-            raise
-        finally:
-            os.close(read_end)
+                begun = self._standby.take(self._fit, order, stdout.fileno(), stderr.fileno())
+            self._guard, self._alive = begun or start_guard(command, request, env, stdout, stderr)
 
     def wait(self) -> str | None:
         """Return once nothing of the attempt runs any more; exit.json is there by then.
@@ -181,6 +196,9 @@ class RunningAttempt:
                 if now >= self._patience_ends:
                     # It hangs itself, and its ranks die of their parent-death signals.
                     self._guard.kill()
+                if self._standby is not None and now >= self._prepare_at:
+                    self._standby.prepare(self._fit)
+                    self._prepare_at = math.inf
                 if hung is None and (why := self._stalls.check(now)) is not None:
                     stacks = dump_stacks(self._guard.pid, self._attempt.logs / "stacks")
                     hung = why + (f"; its stacks are in {stacks[0].parent}" if stacks else "")
@@ -233,7 +251,7 @@ def build_command(request: LaunchRequest) -> list[str]:
         return work
     shim = [python, "-I", "-S", guard.__file__, "rank", "--", *work]
     return [
-        *(python, "-m", "torch.distributed.run"),
+        *(python, "-m", guard.TORCHRUN),
         *_meeting(request.rendezvous),
         *(f"--nproc-per-node={request.processes}", "--max-restarts=0"),
         *("--redirects=3", f"--log-dir={request.attempt.logs / 'ranks'}", "--no-python", *shim),
@@ -250,6 +268,34 @@ def _meeting(rendezvous: Rendezvous | None) -> list[str]:
     ]
 
 
+def start_guard(
+    command: list[str],
+    request: LaunchRequest,
+    env: Mapping[str, str],
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A command at work under its guard, and the file whose closing lets go of it."""
+    read_end, alive = os.pipe()
+    try:
+        started = subprocess.Popen(
+            supervised(command, request, read_end),
+            cwd=request.attempt.path,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            pass_fds=[read_end],
+        )
+    except BaseException:
+        os.close(alive)
+        raise
+    finally:
+        os.close(read_end)
+    return started, alive
+
+
 def supervised(command: list[str], request: LaunchRequest, alive: int) -> list[str]:
     """The command under its process guard."""
     return [
@@ -263,6 +309,21 @@ def build_env(request: LaunchRequest, gpus: Sequence[str]) -> dict[str, str]:
     """The whole environment of a run: this process's own, then what the sweep sets."""
     inherited = {name: text for name, text in os.environ.items() if name not in FOREIGN_NAMES}
     return inherited | _set_env(request, gpus)
+
+
+def standby_fit(request: LaunchRequest, gpus: Sequence[str]) -> Fit:
+    """What a run's torchrun begins with, as far as it matters before it knows its run.
+
+    That leaves the run's own settings out, but for the early ones.
+    """
+    own = {*request.env, "RUN_DIR", "STAGE"}
+    env = {
+        name: text
+        for name, text in build_env(request, gpus).items()
+        if name not in own or name.startswith(EARLY_NAMES)
+    }
+    nobody = dataclasses.replace(request.tag, launch=0)  # the ledger's numbers begin at 1
+    return Fit(env=env | {TAG_NAME: nobody.padded}, nice=request.nice)
 
 
 def inherited_names(request: LaunchRequest) -> list[str]:

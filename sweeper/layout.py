@@ -4,8 +4,10 @@
                ledger.sqlite                   every attempt
                lock                            held by the one driver
                code/<hash>/, code.json         what its runs execute, and which version is in use
+               study.sqlite                    Optuna's view of a search
                driver.json                     what the driver says of itself
                report.csv, report.json         what was found
+               figures/                        the same in pictures
                attempts/<trial>/seed<S>/<n>/   one attempt: the process contract's files
 """
 
@@ -148,6 +150,11 @@ class SweepDir:
         return self.path / "ledger.sqlite"
 
     @property
+    def study(self) -> Path:
+        """Where a search keeps Optuna's studies, unless it is told otherwise."""
+        return self.path / "study.sqlite"
+
+    @property
     def lock(self) -> Path:
         return self.path / "lock"
 
@@ -172,6 +179,15 @@ class SweepDir:
     @property
     def report_json(self) -> Path:
         return self.path / "report.json"
+
+    @property
+    def report_md(self) -> Path:
+        """Of a search: its findings, for people."""
+        return self.path / "report.md"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
 
     def attempt(self, trial_number: int, trial_name: str, seed: int, number: int) -> AttemptDir:
         """The directory of one attempt; trials are numbered so that slugs cannot collide."""

@@ -18,12 +18,23 @@ from typing import Any, TypeVar
 from sweeper.errors import UserError
 from sweeper.rows import AttemptRow, AttemptState, NoteRow, RunRow, RunState, StageRow, TrialRow
 from sweeper.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, VIEWS
-from sweeper.spec import SweepSpec
+from sweeper.spec import SweepSpec, TrialSpec
 from sweeper.stages import Stage
 
 T = TypeVar("T")
 # What SQLite says when there is no room left: SQLITE_FULL, SQLITE_IOERR_WRITE and the like.
 NO_ROOM = ("database or disk is full", "disk I/O error")
+
+
+@contextmanager
+def room_told(path: Path) -> Iterator[None]:
+    """Say in a line that a ledger's disk is full, where the sweep is not there yet to wait."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if not str(error).startswith(NO_ROOM):
+            raise
+        raise UserError(f"{path}: {error}; make room there, then go on") from error
 
 
 class Ledger:
@@ -57,9 +68,17 @@ class Ledger:
 
     @classmethod
     def open_for_reading(cls, path: Path) -> Ledger:
-        """A view that can change nothing; UserError when there is no ledger."""
+        """A view that can change nothing; UserError when there is no ledger.
+
+        So it is where the disk is full and nobody has it open: SQLite needs a file beside it.
+        """
         if not path.is_file():
             raise UserError(f"{path.parent}: no sweep there; see `sweeper run`, or give --root")
+        with room_told(path):
+            return cls._open_for_reading(path)
+
+    @classmethod
+    def _open_for_reading(cls, path: Path) -> Ledger:
         ledger = cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
         if ledger._schema_version() == 0:
             raise UserError(f"{path.parent}: no sweep there yet; it is being made just now")
@@ -72,6 +91,11 @@ class Ledger:
 
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """For what else is kept in the same file; written to within `write` alone."""
+        return self._db
 
     # ---- what is known
 
@@ -159,7 +183,7 @@ class Ledger:
 
     def note(self, kind: str, text: str) -> None:
         """Record what happened to the sweep beside its runs."""
-        self._write(
+        self.write(
             lambda: self._db.execute(
                 "INSERT INTO notes VALUES (?, ?, ?)", (time.time(), kind, text)
             )
@@ -188,7 +212,7 @@ class Ledger:
             self._set_run(run.id, RunState.RUNNING)
             return attempt
 
-        return self._write(write)
+        return self.write(write)
 
     def stage_launched(
         self, attempt: AttemptRow, stage: Stage, *, host: str, gpus: str, events_from: int
@@ -199,7 +223,7 @@ class Ledger:
             self._insert_stage(attempt.id, stage, host, gpus, events_from)
             self._set_run(attempt.run, RunState.RUNNING)
 
-        self._write(write)
+        self.write(write)
 
     def stage_ended(
         self,
@@ -210,7 +234,7 @@ class Ledger:
         at: float | None = None,
     ) -> None:
         """Record the end of an attempt's stage at work, now or earlier; the attempt goes on."""
-        self._write(lambda: self._end_stage(attempt, at or time.time(), exit_code, message))
+        self.write(lambda: self._end_stage(attempt, at or time.time(), exit_code, message))
 
     def ended(
         self,
@@ -240,15 +264,31 @@ class Ledger:
             (run,) = self._db.execute("SELECT run FROM attempts WHERE id = ?", (attempt,))
             self._set_run(run["run"], run_state)
 
-        self._write(write)
+        self.write(write)
+
+    def insert_trial(self, spec: SweepSpec, trial: TrialSpec) -> int:
+        """Add a trial, within `write`, unless one with the same settings is there; its number."""
+        config_hash = spec.config_hash(trial)
+        (row,) = self._db.execute(
+            "SELECT (SELECT number FROM trials WHERE config_hash = ?) AS same,"
+            " (SELECT count(*) FROM trials) AS count",
+            (config_hash,),
+        )
+        if row["same"] is not None:
+            return int(row["same"])
+        env = json.dumps(spec.trial_env(trial))
+        return self._insert(
+            "INSERT INTO trials VALUES (?, ?, ?, ?)",
+            (row["count"], trial.name, config_hash, env),
+        )
 
     def reopen_failed(self) -> int:
         """Make failed runs pending again, for a sweep that is started once more; how many."""
-        return self._write(lambda: self._turn(RunState.FAILED, RunState.PENDING))
+        return self.write(lambda: self._turn(RunState.FAILED, RunState.PENDING))
 
     def pause(self) -> None:
         """Make every run that is under way wait for the sweep to go on; its attempt stays open."""
-        self._write(lambda: self._turn(RunState.RUNNING, RunState.PENDING))
+        self.write(lambda: self._turn(RunState.RUNNING, RunState.PENDING))
 
     # ---- inside
 
@@ -283,7 +323,7 @@ class Ledger:
         """Bring all runs of one state to another; how many there were."""
         return self._db.execute("UPDATE runs SET state = ? WHERE state = ?", (new, old)).rowcount
 
-    def _write(self, write: Callable[[], T]) -> T:
+    def write(self, write: Callable[[], T]) -> T:
         """Carry out one transaction; on a full disk as often as `on_no_room` returns."""
         while True:
             try:
@@ -321,15 +361,9 @@ class Ledger:
 
     def _insert_missing(self, spec: SweepSpec) -> None:
         """Add the trials and runs of a spec that are not there yet, in launch order."""
-        known = {trial.name: trial.number for trial in self.trials()}
-        for trial in spec.trials:
-            if trial.name not in known:
-                number = known[trial.name] = len(known)
-                env = json.dumps(spec.trial_env(trial))
-                self._db.execute(
-                    "INSERT INTO trials VALUES (?, ?, ?, ?)",
-                    (number, trial.name, spec.config_hash(trial), env),
-                )
+        if spec.search is not None:
+            return  # which of them get which seeds is decided while it runs
+        known = {trial.name: self.insert_trial(spec, trial) for trial in spec.trials}
         there = {(run.trial, run.seed) for run in self.runs()}
         for seed in spec.seeds:
             for trial in spec.trials:
@@ -354,6 +388,8 @@ class Ledger:
 
     def _extend(self, spec: SweepSpec) -> None:
         """Add what a spec has more than the ledger; UserError when it has less, or differs."""
+        if spec.search is not None:
+            return  # nothing is laid down before it is decided
         lacking = [f"seed {seed}" for seed in self.spec.seeds if seed not in spec.seeds]
         asked = {trial.name: spec.config_hash(trial) for trial in spec.trials}
         lacking += [
@@ -371,10 +407,13 @@ class Ledger:
 
     def _check_spec(self, spec: SweepSpec) -> None:
         """UserError when old and new runs would not be of one sweep."""
-        recorded = {trial.name: trial.config_hash for trial in self.trials()}
+        old = self.spec
+        if old.search is None:
+            recorded = {trial.name: trial.config_hash for trial in self.trials()}
+        else:  # where the ledger has others as well, and those only once they are tried
+            recorded = {trial.name: old.config_hash(trial) for trial in old.trials}
         asked = {trial.name: spec.config_hash(trial) for trial in spec.trials}
         differing = sorted(recorded.items() ^ asked.items())
-        old = self.spec
         changes = [f"trial {differing[0][0]!r}"] if differing else []
         if old.seeds != spec.seeds:
             changes.append(f"seeds {old.seeds} -> {spec.seeds}")
@@ -404,6 +443,27 @@ def _identity_changes(old: SweepSpec, new: SweepSpec) -> Iterator[str]:
         before, after = getattr(old.resources, name), getattr(new.resources, name)
         if before != after:
             yield f"resources.{name} {before} -> {after}"
+    before, after = _search_identity(old), _search_identity(new)
+    yield from (
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
+
+
+def _search_identity(spec: SweepSpec) -> dict[str, Any]:
+    """What a search's scores and choices depend on; its budget, say, may grow."""
+    if spec.search is None:
+        return {}
+    facts = {
+        "search.space": list(spec.search.space.items()),
+        "search.objective": (spec.search.objectives, spec.search.senses),
+        "search.storage": spec.search.storage,
+        "env": spec.env,
+        "workload": spec.workload,
+    }
+    return facts | {
+        f"stage {rung.name!r}": (rung.env, rung.seeds_of(spec.seeds), rung.objective)
+        for rung in spec.rungs
+    }
 
 
 def _attempt(row: sqlite3.Row) -> AttemptRow:

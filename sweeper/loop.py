@@ -7,14 +7,14 @@ what finished, ends what still runs, and launches the rest.
 
 from __future__ import annotations
 
-import math
 import sqlite3
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sweeper import disk
 from sweeper.agenda import Agenda, Job
-from sweeper.cluster import Cluster, Pool, Slot
+from sweeper.cluster import Cluster
 from sweeper.contract import end_events
 from sweeper.driver import Interrupts
 from sweeper.errors import UserError
@@ -22,28 +22,30 @@ from sweeper.judge import Outcome, judge
 from sweeper.launch import Tag
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import Ledger
-from sweeper.policy import (
-    NODE_FAILURES,
-    Verdict,
-    after_attempt,
-    is_node_at_fault,
-    may_quarantine,
-)
+from sweeper.policy import Verdict, after_attempt, may_quarantine
+from sweeper.room import Room
 from sweeper.rows import AttemptState, RunState, StageRow
-from sweeper.settle import can_go_on, checkpoint_of, record_end, record_stage
+from sweeper.settle import ORPHAN_SECONDS, can_go_on, checkpoint_of, record_end, record_stage
+from sweeper.shipping import RESUMED
+from sweeper.slots import ANSWER_SECONDS, Pool, Slot
 from sweeper.snapshot import Snapshot
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
+from sweeper.suspects import End, Suspects
 from sweeper.telling import Teller
 from sweeper.work import STOP_MARGIN_SECONDS, Work
+
+if TYPE_CHECKING:
+    from sweeper.planner import Planner
 
 POLL_SECONDS = 0.5
 # How often the cluster is counted anew.
 COUNT_SECONDS = 5.0
 # How long to wait for another node when the last one that can hold a run is gone.
 LOST_NODES_SECONDS = 900.0
-# What may have failed for want of room, when there is none.
-FOR_WANT_OF_ROOM = frozenset({AttemptState.CRASHED, AttemptState.LOST, AttemptState.BAD_RESULT})
+# How long a slot may be silent whose run should be over: it is told to end it again and again.
+KILLED_SECONDS = 10.0
+UNASKED = "it was ended by a SIGTERM to its guard that did not come from the sweep"
 
 
 @dataclass(eq=False)
@@ -59,13 +61,14 @@ class Loop:
     session: str
     stop_seconds: float | None = None  # what there is after an interrupt; None: the runs' grace
     snapshot: Snapshot | None = None  # of the code; None where it is only on the nodes
+    planner: Planner | None = None  # of a search, which asks for runs while it goes on
     _work: dict[Slot, Work] = field(default_factory=dict)
+    _orphans: dict[Slot, float] = field(default_factory=dict)  # dead, at work -> until when
     _ends: dict[int, list[AttemptState]] = field(default_factory=dict)  # by run, this session's
-    _node_ends: dict[str, list[AttemptState]] = field(default_factory=dict)
+    _suspects: Suspects = field(default_factory=Suspects)
     _failed_on: dict[int, set[str]] = field(default_factory=dict)  # run -> nodes
     _dead: set[int] = field(default_factory=set)
-    _run_bytes: int = 0  # what the largest attempt so far has written
-    _full_at: float = -math.inf  # when the disk was last seen full, in Unix seconds
+    _stop_by: float | None = None  # by the monotonic clock, after an interrupt
     _lost_since: float | None = None  # since when no node can hold a run
     _told: bool = False
     _next_count: float = 0.0
@@ -76,6 +79,7 @@ class Loop:
         self.trials = {trial.number: trial for trial in self.ledger.trials()}
         self.uid = self.ledger.uid
         self.ledger.on_no_room = self._wait_for_room
+        self._room = Room(self.sweep.path, self.spec.disk.reserve_bytes)
 
     def run(self) -> None:
         """Return when every run is over, or, after an interrupt, when nothing is at work."""
@@ -88,12 +92,17 @@ class Loop:
         self.cluster.runs.open(self.cluster.runs.most)
         while self._goes_on():
             if not self.interrupts.count:
+                self._plan()
                 self._fill()
             for slot in self.cluster.wait(POLL_SECONDS):
-                self._settle(slot)
-            for slot, work in self._work.items():
-                slot.follow()
+                if slot.leaves_orphan:
+                    self._orphans[slot] = time.monotonic() + ORPHAN_SECONDS
+                else:
+                    self._settle(slot)
+            self._settle_orphans()
+            for work in self._work.values():
                 work.check_echo()
+                self._prune(work)
             self._end_overdue()
             self.teller.look(self.cluster, self._work, self.agenda)
         if self.interrupts.count:
@@ -101,7 +110,40 @@ class Loop:
         self.teller.look(self.cluster, self._work, self.agenda, now=True)
 
     def _goes_on(self) -> bool:
-        return bool(self._work) if self.interrupts.count else not self.agenda.done
+        # An orphan stays open in the ledger, for the next driver to look at.
+        at_work = bool(self._work.keys() - self._orphans.keys())
+        if self.interrupts.count:
+            return at_work
+        return not self.agenda.done or self._searches
+
+    # ---- a search
+
+    @property
+    def _searches(self) -> bool:
+        """Whether more runs may be asked for than are known."""
+        return self.planner is not None and not self.planner.done
+
+    def _plan(self) -> None:
+        """Ask the search for the runs that there are slots for, and no sooner."""
+        if self.planner is None:
+            return
+        slots = self.cluster.runs.slots
+        taken = sum(slot in self._work for slot in slots) + self.agenda.waiting(True)
+        while taken < self.cluster.runs.most and (run := self.planner.next_run()) is not None:
+            if run.trial not in self.trials:
+                self.trials = {trial.number: trial for trial in self.ledger.trials()}
+            self.agenda.meet(run)
+            taken += 1
+
+    def _prune(self, work: Work) -> None:
+        """Give a run up whose validations on the way say that others are better."""
+        if self.planner is None or work.validations is None or work.ending is not None:
+            return
+        for place, value in work.validations.read():
+            reason = self.planner.report(work.run, place, value)
+            if reason is not None:
+                work.end(AttemptState.PRUNED, reason)
+                return
 
     # ---- slots
 
@@ -109,7 +151,9 @@ class Loop:
         """How many slots there may be: the cluster's nodes come and go."""
         self._next_count = time.monotonic() + COUNT_SECONDS
         runs, packing = self.cluster.runs, self.cluster.packing
-        wanted = [runs.capacity(), len(self.agenda.runs)]
+        wanted = [runs.capacity()]
+        if not self._searches:
+            wanted.append(len(self.agenda.runs))
         if self.spec.resources.max_parallel is not None:
             wanted.append(self.spec.resources.max_parallel)
         runs.most = min(wanted)
@@ -140,10 +184,12 @@ class Loop:
         if self._is_short_of_room():
             return
         for pool in self.cluster.pools:
-            nodes = pool.nodes
-            for slot in [slot for slot in pool.slots if slot.idle]:
+            places = pool.places
+            for slot in [slot for slot in pool.slots if slot.idle and not self._is_haunted(slot)]:
                 for in_slot in self._kinds(pool):
-                    job = self.agenda.take(in_slot=in_slot, node=slot.node, nodes=nodes, now=now)
+                    job = self.agenda.take(
+                        in_slot=in_slot, place=slot.nodes, places=places, now=now
+                    )
                     if job is not None:
                         self._launch(job, slot)
                         break
@@ -154,6 +200,10 @@ class Loop:
             elif needed > len(pool.slots):
                 # A slot may have died, or was given back; another takes its place.
                 pool.open(needed)
+
+    def _is_haunted(self, slot: Slot) -> bool:
+        """Whether a run is still at work on its GPUs that has lost the slot before it."""
+        return any(slot.shares_gpus(orphan) for orphan in self._orphans)
 
     def _kinds(self, pool: Pool) -> tuple[bool, ...]:
         """Which jobs a pool takes: those of a run's slot, of packing, or both."""
@@ -166,7 +216,10 @@ class Loop:
 
         Not where a run waits for a place: it may be just theirs.
         """
-        if pool is self.cluster.runs or self.cluster.runs.opening:
+        if pool is self.cluster.runs:
+            # A search may want them again in a moment.
+            return len(pool.slots) if self._searches and not self.cluster.packing.opening else 0
+        if self.cluster.runs.opening:
             return 0
         trains = any(work.launch.stage is Stage.TRAIN for work in self._work.values())
         return len(pool.slots) if trains else 0
@@ -175,14 +228,11 @@ class Loop:
 
     def _is_short_of_room(self) -> bool:
         """Whether the next run must wait for room on the sweep's disk; said once."""
-        if not (self.agenda.waiting(True) or self.agenda.waiting(False)):
-            return False
-        short = disk.shortage(
-            self.sweep.path,
-            run_bytes=self._run_bytes,
-            at_work=len(self._work),
-            reserve_bytes=self.spec.disk.reserve_bytes,
-        )
+        short = next((slot.waits for slot in self._work if slot.waits is not None), None)
+        if short is None:
+            if not (self.agenda.waiting(True) or self.agenda.waiting(False)):
+                return False
+            short = self._room.shortage(len(self._work))
         self.teller.pause(short)
         return short is not None
 
@@ -190,7 +240,7 @@ class Loop:
         """The ledger cannot be written: wait, so that nothing that has happened is lost."""
         if self.interrupts.count > 1:
             raise UserError(f"{self.sweep.ledger}: {error}; make room, then go on") from error
-        self._full_at = time.time()
+        self._room.full_at = time.time()
         self.teller.pause(
             f"{self.sweep.ledger}: {error}; make room there (interrupt twice to give up)"
         )
@@ -205,18 +255,25 @@ class Loop:
         trial = self.trials[job.run.trial]
         work = Work.of(self.spec, tag, job.run, trial, directory, rows, slot.node, self.snapshot)
         work.request = replace(work.request, dead=frozenset(self._dead))
+        files: dict[str, Path] = {}
         if job.attempt is None and self.agenda.attempts[job.run.id] > 1:
-            self._go_on_from_checkpoint(work, slot)
+            files = self._go_on_from_checkpoint(work, slot)
         self._work[slot] = work
-        slot.start(work.request, directory)
+        slot.start(work.request, directory, files)
 
-    def _go_on_from_checkpoint(self, work: Work, slot: Slot) -> None:
-        """Let a new attempt begin where an earlier one was, if it left that on this disk."""
+    def _go_on_from_checkpoint(self, work: Work, slot: Slot) -> dict[str, Path]:
+        """Let a new attempt begin where an earlier one was, if that is known on this disk.
+
+        Returns what a slot with a disk of its own needs for it.
+        """
         assert slot.facts is not None
         path = checkpoint_of(self.sweep, self.ledger.attempts(work.run.id)[:-1])
-        if path is not None and slot.facts.sees_driver_disk:
-            env = {**work.request.env, "RESUME_FROM": str(path)}
-            work.request = replace(work.request, env=env)
+        if path is None:
+            return {}
+        shared = slot.facts.sees_driver_disk
+        env = {**work.request.env, "RESUME_FROM": str(path) if shared else RESUMED}
+        work.request = replace(work.request, env=env)
+        return {} if shared else {RESUMED: path}
 
     def _record_launch(self, job: Job, slot: Slot) -> tuple[AttemptDir, list[StageRow]]:
         """The directory of what is launched, and all the attempt's launches, this one last."""
@@ -250,7 +307,7 @@ class Loop:
         """Judge what has ended and write down what becomes of the run."""
         work = self._work.pop(slot)
         self._dead.add(work.launch.id)
-        self._run_bytes = max(self._run_bytes, disk.size_of(work.directory.path))
+        self._room.note_size(work.directory.path)
         outcome = self._judge(work, slot)
         if outcome.state is AttemptState.LAUNCHED:
             record_stage(self.ledger, work.attempt, work.directory, outcome)
@@ -262,9 +319,13 @@ class Loop:
         verdict = after_attempt(
             ends, max_attempts=limits.max_attempts, backoff_seconds=limits.backoff_seconds
         )
-        self._judge_node(slot.blamed or work.node, outcome)
+        node = slot.blamed or work.node
+        self._suspects.note(
+            node, End(trial=work.run.trial, state=outcome.state, message=outcome.message)
+        )
+        self._judge_nodes()
         if verdict.state is RunState.PENDING:
-            self._try_again(work, outcome, verdict)
+            self._try_again(work, outcome, verdict, node)
             return
         record_end(
             *(self.ledger, work.attempt, work.directory, outcome, verdict.state),
@@ -272,6 +333,19 @@ class Loop:
         )
         self.teller.attempt_over(work.directory.path)
         self.agenda.over(work.run.id)
+        if self.planner is not None:
+            self.planner.over(work.run, verdict.state, outcome.result, outcome.message)
+
+    def _settle_orphans(self) -> None:
+        """Judge runs whose slot has died once they have ended, or have had the time to.
+
+        Some come to a good end in it: those are not to be run again.
+        """
+        now = time.monotonic()
+        for slot, until in list(self._orphans.items()):
+            if now >= until or self._work[slot].directory.exit.exists():
+                del self._orphans[slot]
+                self._settle(slot)
 
     def _judge(self, work: Work, slot: Slot) -> Outcome:
         """How it ended: by its directory, by what it was stopped for, and by what its slot says."""
@@ -283,19 +357,22 @@ class Loop:
             self.teller.note("stall", f"{work.trial.name}, seed {work.run.seed}: {slot.hung}")
         if work.ending is not None:
             return replace(outcome, state=work.ending, message=work.reason or outcome.message)
-        if outcome.state is AttemptState.LOST and slot.failure is not None:
+        # What its ranks say that were told to end because the slot had died is no crash.
+        was_lost = {AttemptState.LOST}
+        if slot.died:
+            was_lost |= {AttemptState.CRASHED, AttemptState.STOPPED}
+        if outcome.state in was_lost and slot.failure is not None:
             state = AttemptState.NODE_LOST if slot.node_lost else AttemptState.LOST
             outcome = replace(outcome, state=state, message=slot.failure)
-        if disk.free_bytes(self.sweep.path) < disk.FULL_BYTES:
-            self._full_at = time.time()
-        # There may be room again by the time that its end is looked at.
-        if work.launch.launched <= self._full_at and outcome.state in FOR_WANT_OF_ROOM:
-            message = f"no space left on the disk of {self.sweep.path} ({outcome.message})"
-            outcome = replace(outcome, state=AttemptState.NO_SPACE, message=message)
-        return outcome
+        if outcome.state is AttemptState.STOPPED:
+            outcome = replace(outcome, state=AttemptState.LOST, message=UNASKED)
+        return self._room.explain(outcome, work.launch.launched)
 
-    def _try_again(self, work: Work, outcome: Outcome, verdict: Verdict) -> None:
-        """Let a run wait for its next try: of the stage alone where that is enough."""
+    def _try_again(self, work: Work, outcome: Outcome, verdict: Verdict, node: str) -> None:
+        """Let a run wait for its next try, after one that ended badly on a node.
+
+        That is of the stage alone where it is enough.
+        """
         attempt = None
         if can_go_on(work.directory):
             record_stage(self.ledger, work.attempt, work.directory, outcome)
@@ -305,7 +382,7 @@ class Loop:
             self.teller.attempt_over(work.directory.path)
         failed_on = self._failed_on.setdefault(work.run.id, set())
         if verdict.elsewhere:
-            failed_on.add(work.node)
+            failed_on.add(node)
         self.agenda.add(
             work.run.id,
             attempt=attempt,
@@ -313,36 +390,45 @@ class Loop:
             avoid=failed_on,
         )
 
-    def _judge_node(self, node: str, outcome: Outcome) -> None:
-        """Take a node out of the sweep, for as long as this driver lives, if it keeps failing."""
-        ends = self._node_ends.setdefault(node, [])
-        ends.append(outcome.state)
-        quarantined = self.cluster.quarantined
-        if not is_node_at_fault(ends) or not may_quarantine(
-            node, self.cluster.usable_nodes(), quarantined, self.spec.resources.nodes_per_run
-        ):
-            return
-        why = f"the last {NODE_FAILURES} on it failed; the latest: {outcome.message}"
-        self.teller.quarantine(node, self.cluster.quarantine(node), why)
+    def _judge_nodes(self) -> None:
+        """Take nodes out of the sweep that keep failing, for as long as nothing clears them."""
+        quarantined, at_fault = self.cluster.quarantined, self._suspects.at_fault()
+        for node in quarantined.keys() - at_fault:
+            why = "what failed on it has failed elsewhere as well"
+            self.teller.release(node, self.cluster.release(node), why)
+        for node in at_fault - quarantined.keys():
+            usable, needed = self.cluster.usable_nodes(), self.spec.resources.nodes_per_run
+            if may_quarantine(node, usable, quarantined, needed):
+                self.teller.quarantine(
+                    node, self.cluster.quarantine(node), self._suspects.why(node)
+                )
 
     def _end_overdue(self) -> None:
         """Stop runs that have had their time, and all runs after an interrupt."""
         now = time.monotonic()
+        if self.interrupts.count and self.stop_seconds is not None and self._stop_by is None:
+            self._stop_by = now + self.stop_seconds
         for slot, work in self._work.items():
-            work.check_time(now, self.spec.limits.max_seconds)
+            if slot.waits is None:
+                work.check_time(now, self.spec.limits.max_seconds)
             if self.interrupts.count and work.ending is None:
                 self._tell_stopping()
                 work.end(AttemptState.STOPPED)
+            if slot in self._orphans:
+                continue
             if work.ending is None:
+                slot.check(now)
                 continue
             if work.kill_at is None:
-                margin = self.spec.limits.grace_seconds + STOP_MARGIN_SECONDS
-                hurried = self.interrupts.count and self.stop_seconds is not None
-                work.kill_at = now + (self.stop_seconds or 0.0 if hurried else margin)
+                work.kill_at = now + self.spec.limits.grace_seconds + STOP_MARGIN_SECONDS
+            if self._stop_by is not None:
+                work.kill_at = min(work.kill_at, self._stop_by)
             # Said again and again: the first word may come before the run has begun.
             slot.stop()
-            if self.interrupts.count > 1 or now >= work.kill_at:
+            killed = self.interrupts.count > 1 or now >= work.kill_at
+            if killed:
                 slot.kill()
+            slot.check(now, KILLED_SECONDS if killed else ANSWER_SECONDS)
 
     def _tell_stopping(self) -> None:
         if not self._told:

@@ -8,6 +8,7 @@
 | node lost or preempted                 | no      | again, at once, up to MAX_FREE times          |
 | no space left on its disk              | no      | as above, but after a pause and elsewhere     |
 | stopped                                | no      | again when the sweep goes on                  |
+| pruned by a search                     | –       | the run is given up                           |
 | settings, loss not finite, memory,     | –       | the run has failed: it would only fail again  |
 | result broken, time over               |         |                                               |
 """
@@ -27,8 +28,6 @@ RETRIED = COUNTED | FREE
 # Nothing is for ever: so often a run of one session begins again free of charge.
 MAX_FREE = 20
 MAX_BACKOFF_SECONDS = 300.0
-# So many failures in a row are the node's.
-NODE_FAILURES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,8 @@ def after_attempt(
         return Verdict(state=RunState.FINISHED)
     if latest is AttemptState.STOPPED:
         return Verdict(state=RunState.PENDING)
+    if latest is AttemptState.PRUNED:
+        return Verdict(state=RunState.PRUNED)
     counted = sum(end in COUNTED for end in ends)
     if latest in COUNTED:
         more, before = counted < max_attempts, counted - 1
@@ -61,12 +62,6 @@ def after_attempt(
         return Verdict(state=RunState.PENDING)
     wait = min(MAX_BACKOFF_SECONDS, backoff_seconds * 2**before)
     return Verdict(state=RunState.PENDING, wait_seconds=wait, elsewhere=True)
-
-
-def is_node_at_fault(ends: Sequence[AttemptState]) -> bool:
-    """Whether a node is to take no more runs, given how the latest on it ended."""
-    latest = ends[-NODE_FAILURES:]
-    return len(latest) == NODE_FAILURES and all(end in COUNTED for end in latest)
 
 
 def may_quarantine(

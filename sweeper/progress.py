@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from sweeper.disk import NO_ROOM
 from sweeper.rows import RunState
 from sweeper.screen import render, summarise
 from sweeper.view import RunView, SweepView
@@ -54,7 +55,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say one thing above the display."""
-        self._console.print(Text(text), soft_wrap=True)
+        with _unless_full():
+            self._console.print(Text(text), soft_wrap=True)
 
     def _print_news(self, view: SweepView) -> None:
         """One line for each run that has changed, and one for all now and then."""
@@ -70,7 +72,18 @@ class Progress:
             self._say(summarise(view))
 
     def _say(self, text: str) -> None:
-        print(text, file=self._console.file, flush=True)
+        with _unless_full():
+            print(text, file=self._console.file, flush=True)
+
+
+@contextmanager
+def _unless_full() -> Iterator[None]:
+    """Leave out what has no room where it goes: a sweep outlives a log that is on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
 
 
 def _name(run: RunView) -> tuple[str, int]:
@@ -94,6 +107,8 @@ def describe(run: RunView) -> str:
         case RunState.PENDING:
             reason = f": {first_line(run.message)}" if run.message else ""
             return f"waiting{reason}"
+        case RunState.PRUNED:
+            return f"given up: {first_line(run.message or 'its trial has lost the race')}"
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 
 from sweeper.errors import UnreachableError, UserError
 from sweeper.outbox import LEDGER, MARK, Piece, Request, digest, results
+from sweeper.spec import DIRECTORY_NAME
 from sweeper.submit import OVER, JobRow, last_line
 
 # Of the server's log, at a time: it holds a few copies of that in memory.
@@ -51,8 +53,11 @@ class _TornError(Exception):
 def pull(client: Any, job: JobRow, out: Path, show: Callable[[str], None]) -> Pulled:
     """Bring a job's sweep to `out`/<sweep>: what is there already is not sent again.
 
-    Raises UserError when another sweep is there, or when the cluster has none.
+    Raises UserError when another sweep is there, when the cluster has none, or when its name would
+    lead out of `out`: anybody who may submit a job there can give it any.
     """
+    if not re.fullmatch(DIRECTORY_NAME, job.sweep):
+        raise UserError(f"job {job.id} calls its sweep {job.sweep!r}, which is no name of one")
     target = Target(out / job.sweep)
     target.check()
     messenger = Messenger(client, job)

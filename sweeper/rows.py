@@ -14,11 +14,12 @@ class RunState(enum.StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
+    PRUNED = "pruned"  # given up: a search has seen enough of its trial
 
     @property
     def over(self) -> bool:
         """Whether nothing more will happen to the run."""
-        return self in (RunState.FINISHED, RunState.FAILED)
+        return self in (RunState.FINISHED, RunState.FAILED, RunState.PRUNED)
 
 
 class AttemptState(enum.StrEnum):
@@ -33,6 +34,7 @@ class AttemptState(enum.StrEnum):
     CRASHED = "crashed"
     TIMED_OUT = "timed_out"
     STOPPED = "stopped"
+    PRUNED = "pruned"
     LOST = "lost"
     STALLED = "stalled"
     NODE_LOST = "node_lost"

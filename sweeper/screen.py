@@ -17,7 +17,7 @@ from sweeper.columns import run_lines
 from sweeper.pulse import SlotPulse, SlotState
 from sweeper.rows import NoteRow, RunState
 from sweeper.stages import Stage
-from sweeper.view import RunView, SweepView
+from sweeper.view import RunView, SearchView, SweepView
 from sweeper.words import clock, first_line, shorten_gpus
 
 # Of a screen's height: how much at most each part beside the runs' table takes, and its least.
@@ -109,14 +109,25 @@ def headlines(view: SweepView) -> list[str]:
 def _describe_runs(view: SweepView) -> str:
     """Runs by state, and the time left."""
     finished, failed = view.count(RunState.FINISHED), view.count(RunState.FAILED)
-    parts = [f"{view.name}: {finished}/{len(view.runs)} runs done"]
+    if view.search is None:
+        parts = [f"{view.name}: {finished}/{len(view.runs)} runs done"]
+    else:
+        parts = [f"{view.name}: {_describe_search(view.search)}, {finished} runs done"]
     if failed:
         parts.append(f"{failed} failed")
+    if pruned := view.count(RunState.PRUNED):
+        parts.append(f"{pruned} given up")
     parts.append(f"{view.count(RunState.RUNNING)} running")
-    if not view.over:
+    if not view.over and view.search is None:
         left = view.seconds_left
         parts.append("time left unknown yet" if left is None else f"about {clock(left)} left")
     return ", ".join(parts)
+
+
+def _describe_search(search: SearchView) -> str:
+    """Where a search is: configurations that are settled, of how many."""
+    of = f"{search.planned}" if search.planned is not None else f"{search.entered} so far"
+    return f"{search.stage}, {search.settled} of {of} settled"
 
 
 def _describe_means(view: SweepView) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from sweeper import guard
 from sweeper.disk import remove_matching
 from sweeper.judge import Outcome, ended_at, judge, next_stage
-from sweeper.launch import Tag, reap_leftovers
+from sweeper.launch import Tag, reap_leftovers, tagged_processes
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import Ledger
 from sweeper.policy import COUNTED
-from sweeper.rows import AttemptRow, AttemptState, RunState
+from sweeper.rows import AttemptRow, AttemptState, RunState, StageRow
 from sweeper.stages import CHECKPOINT, Stage
 
+# After its launcher's death: what its guard gives a run, and takes to say how that used it.
+ORPHAN_SECONDS = guard.ORPHAN_GRACE_SECONDS + 2.0
+ORPHAN_POLL_SECONDS = 0.1
 DRIVER_ENDED = "the sweep's driver ended before the run did"
 
 
@@ -79,34 +85,53 @@ def checkpoint_of(sweep: SweepDir, attempts: Sequence[AttemptRow]) -> Path | Non
 def recover(sweep: SweepDir, ledger: Ledger, session: str, remove: Collection[str] = ()) -> None:
     """Settle what an earlier driver left open: adopt what finished, end what still runs.
 
-    Every run that is not over waits afterwards; its attempt is still open where only stages of it
-    are left to do.
+    What has lost its slot only just now is given the time to end that the loop gives it. Every run
+    that is not over waits afterwards; its attempt is still open where only stages of it are left
+    to do.
     """
-    reap_leftovers(Tag(sweep=ledger.uid, session=session, launch=0))
     trials = ledger.trials()
     runs = {run.id: run for run in ledger.runs()}
-    for attempt in ledger.attempts():
-        if attempt.state is AttemptState.LAUNCHED:
-            run = runs[attempt.run]
-            overrides = trials[run.trial].env | {"SEED": str(run.seed)}
-            _recover(sweep, ledger, attempt, overrides, remove)
+    left = []
+    for attempt in ledger.attempts(state=AttemptState.LAUNCHED):
+        stages = ledger.stages(attempt.id)
+        last = stages[-1]
+        if last.ended is None:
+            number = sum(row.stage is last.stage for row in stages)
+            directory = AttemptDir(sweep.path / attempt.path).of(last.stage, number)
+            left.append((attempt, last, directory))
+    # Without a request it was never launched, or on another disk, from which nothing comes.
+    launched = [(last, directory) for _, last, directory in left if directory.request.exists()]
+    _wait_for_ends(ledger.uid, launched)
+    reap_leftovers(Tag(sweep=ledger.uid, session=session, launch=0))
+    for attempt, last, directory in left:
+        run = runs[attempt.run]
+        overrides = trials[run.trial].env | {"SEED": str(run.seed)}
+        _recover(ledger, attempt, last, directory, overrides, remove)
     ledger.pause()
 
 
+def _wait_for_ends(uid: str, launched: Sequence[tuple[StageRow, AttemptDir]]) -> None:
+    """Return when these launches have ended, as far as can be seen, or have had the time to."""
+    here, deadline = socket.gethostname(), time.monotonic() + ORPHAN_SECONDS
+    while time.monotonic() < deadline:
+        silent = {row.id: row for row, directory in launched if not directory.exit.exists()}
+        # Its guard may have died with all the rest, where Ray itself has ended the slot.
+        if all(row.host == here for row in silent.values()):
+            tags = [tag for _, tag in tagged_processes() if tag.sweep == uid]
+            if silent.keys().isdisjoint(tag.launch for tag in tags):
+                return
+        time.sleep(ORPHAN_POLL_SECONDS)
+
+
 def _recover(
-    sweep: SweepDir,
     ledger: Ledger,
     attempt: AttemptRow,
+    last: StageRow,
+    directory: AttemptDir,
     overrides: Mapping[str, str],
     remove: Collection[str],
 ) -> None:
-    """Settle an attempt whose stage may have been at work when its driver ended."""
-    stages = ledger.stages(attempt.id)
-    last = stages[-1]
-    if last.ended is not None:
-        return
-    number = sum(row.stage is last.stage for row in stages)
-    directory = AttemptDir(sweep.path / attempt.path).of(last.stage, number)
+    """Settle an attempt whose last stage may have been at work when its driver ended."""
     outcome, at = judge(directory, overrides, last.events_from), ended_at(directory)
     if outcome.state is AttemptState.FINISHED:
         record_end(ledger, attempt.id, directory, outcome, RunState.FINISHED, at, remove)

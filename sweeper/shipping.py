@@ -6,36 +6,51 @@ calls a method of the one for the other.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
+import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from sweeper.layout import AttemptDir
-from sweeper.stages import PACKED, TRAINED
+from sweeper.stages import CHECKPOINT, PACKED, TRAINED
 
 CHUNK_BYTES = 8 << 20
 LIVE_FILES = ("events.jsonl",)
 # What a script says that writes no events, where it is launched with torchrun or without.
 LIVE_LOGS = ("logs/stdout.log", "logs/ranks/*/attempt_0/0/stdout.log")
 CODE = ".code"
+# Where a run finds the checkpoint of an earlier one, seen from its own directory.
+RESUMED = f".resumed/{CHECKPOINT}"
 LIVE_BYTES = 1 << 20
+SCRATCH_PREFIX = "sweeper-run-"
 
 
 class Scratch:
-    """A directory of this host for one stage of a run at a time."""
+    """A directory of this host for one stage of a run at a time; it is locked while it is in use.
+
+    What a slot leaves that was killed, the next one on the host removes.
+    """
 
     def __init__(self) -> None:
         self._scratch: str | None = None
+        self._lock = -1
 
     def make_scratch(self) -> str:
         """Make it anew; its path."""
         self.drop_scratch()
-        self._scratch = tempfile.mkdtemp(prefix="sweeper-")
+        drop_abandoned()
+        while self._scratch is None:
+            made = tempfile.mkdtemp(prefix=SCRATCH_PREFIX)
+            with contextlib.suppress(OSError):  # another slot has just taken it for abandoned
+                self._lock = lock(made)
+                self._scratch = made if os.path.isdir(made) else None
         return self._scratch
 
     def list_files(self) -> list[str]:
@@ -58,7 +73,9 @@ class Scratch:
 
     def append(self, name: str, data: bytes) -> None:
         """Add to a file's end."""
-        with (self._root / name).open("ab") as file:
+        path = self._root / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
             file.write(data)
 
     def unpack(self, name: str, data: bytes) -> str:
@@ -72,6 +89,7 @@ class Scratch:
         """Remove it, once the driver has all of it."""
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
+            os.close(self._lock)
             self._scratch = None
 
     @property
@@ -80,10 +98,34 @@ class Scratch:
         return Path(self._scratch)
 
 
+def lock(directory: str | Path) -> int:
+    """Lock a directory for as long as this process lives, or the file is open that is returned.
+
+    Raises OSError where another process has it, or it is gone.
+    """
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def drop_abandoned() -> None:
+    """Remove the scratch directories of this host whose slots are no more."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another slot's, or another user's
+            file = lock(directory)
+            shutil.rmtree(directory, ignore_errors=True)
+            os.close(file)
+
+
 class Shipment:
     """What goes to a slot before a stage of an attempt, and comes home from it.
 
-    `call` calls a method of the slot's `Scratch`; what it raises comes through.
+    `call` calls a method of the slot's `Scratch`; what it raises comes through. Used from one
+    thread, which may wait at every step for as long as a call takes.
     """
 
     def __init__(
@@ -102,15 +144,22 @@ class Shipment:
         self._follow_logs = follow_logs
         self._only = only
         self._call = call
-        self._pulled: dict[str, int] = {}  # bytes of each file
+        self._pulled: dict[str, int] = {}  # bytes of each file that are here
+        self._begins: dict[str, int] = {}  # where they begin in it: after what was here before
+        self._home: set[str] = set()  # files that are whole
         self._pushed: Collection[str] = ()
 
-    def begin(self) -> str:
-        """A directory on the slot's host, with what the stage needs in it; its path."""
+    def begin(self, more: Mapping[str, Path] | None = None) -> str:
+        """A directory on the slot's host, with what the stage needs in it; its path.
+
+        And with `more` files, by their names there.
+        """
         directory = str(self._call("make_scratch"))
-        self._pushed = self._attempt.stage.needs
-        for name in self._pushed:
-            self._push(name)
+        sources = {name: self._attempt.path / name for name in self._attempt.stage.needs}
+        sources |= more or {}
+        self._pushed = sources.keys()
+        for name, source in sources.items():
+            self._push(name, source)
         return directory
 
     def send_code(self, code: str, files: Collection[str]) -> str:
@@ -130,7 +179,10 @@ class Shipment:
                 self._pull(name, limit=LIVE_BYTES)
 
     def finish(self) -> None:
-        """Bring all files home after the stage; the ones that say it is complete come last."""
+        """Bring all files home after the stage; the ones that say it is complete come last.
+
+        May be called again after it has failed on the way.
+        """
         files = [name for name in self._call("list_files") if not name.startswith(f"{CODE}/")]
         names = [
             name
@@ -139,14 +191,16 @@ class Shipment:
         ]
         last = (TRAINED, PACKED, self._attempt.result.name, self._attempt.exit.name)
         for name in sorted(names, key=lambda name: last.index(name) if name in last else -1):
-            self._pull(name)
+            if name not in self._home:
+                self._pull(name)
+                self._home.add(name)
         self._call("drop_scratch")
 
     def _is_followed(self, name: str) -> bool:
         return self._follow_logs and any(fnmatch(name, pattern) for pattern in LIVE_LOGS)
 
-    def _push(self, name: str) -> None:
-        with (self._attempt.path / name).open("rb") as file:
+    def _push(self, name: str, source: Path) -> None:
+        with source.open("rb") as file:
             while data := file.read(CHUNK_BYTES):
                 self._call("append", name, data)
 
@@ -159,13 +213,18 @@ class Shipment:
         target.parent.mkdir(parents=True, exist_ok=True)
         growing = name in LIVE_FILES or self._is_followed(name)
         partial = target if growing else target.with_name(target.name + ".partial")
-        offset = self._pulled.get(name, 0)
-        with partial.open("ab" if growing or offset else "wb") as file:
+        partial.touch()
+        begin = self._begins.setdefault(name, partial.stat().st_size if growing else 0)
+        offset = self._pulled.setdefault(name, 0)
+        with partial.open("r+b") as file:
+            # A piece of what could not be written whole, on a full disk, is written again.
+            file.seek(begin + offset)
+            file.truncate()
             while data := self._call("read", name, offset, limit or CHUNK_BYTES):
                 file.write(data)
-                offset += len(data)
+                file.flush()
+                self._pulled[name] = offset = offset + len(data)
                 if limit is not None:
                     break
-        self._pulled[name] = offset
         if not growing:
             partial.replace(target)

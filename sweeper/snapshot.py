@@ -23,7 +23,8 @@ from typing import Any
 
 from sweeper.errors import SpecError, UserError
 from sweeper.layout import SweepDir
-from sweeper.spec import SweepSpec, Workload, env_text
+from sweeper.settings import env_text
+from sweeper.spec import SweepSpec, Workload
 
 # More than this beside a package's code is data that it should be told the place of.
 MOST_DATA_BYTES = 32 << 20
@@ -243,10 +244,9 @@ def check_overrides(spec: SweepSpec, files: Mapping[str, Path]) -> str | None:
     if READS_BY_FIELD.search(text):
         known |= {name.upper() for name in re.findall(r"\b[a-z][a-z0-9_]*\b", text)}
         likely = known
-    for trial in spec.trials:
-        for setting in ["SEED", *spec.trial_env(trial)]:
-            if setting not in known:
-                close = difflib.get_close_matches(setting, sorted(likely), n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise SpecError(f"{setting}: {name} does not know this setting{hint}")
+    for setting in ["SEED", *spec.setting_names()]:
+        if setting not in known:
+            close = difflib.get_close_matches(setting, sorted(likely), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise SpecError(f"{setting}: {name} does not know this setting{hint}")
     return None

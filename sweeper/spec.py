@@ -14,37 +14,22 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from sweeper.errors import SpecError
+from sweeper.search import DEFAULT_RUNG, Budget, Pruner, Racing, Rung, Search, check_rungs
+from sweeper.settings import PATH_NAME, RESERVED, Env, Seed, Table, env_text
+from sweeper.space import Param, check_point
 
-EnvValue = StrictBool | StrictInt | StrictFloat | StrictStr
-Env = dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], EnvValue]
-# The sweeper sets these itself, for every run -> what the user sets instead.
-RESERVED = {"SEED": "`seeds`", "RUN_DIR": "--root", "STAGE": "[packing]"}
-PATH_NAME = re.compile(r"DATA_DIR|RESUME_FROM|.*_(PATH|DIR)")
+# What a search calls the trials that it has chosen itself.
+SEARCHED_NAME = re.compile(r"t\d+(-.*)?")
 DIRECTORY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-MAX_SEED = 2**63 - 1  # what the ledger can hold
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Workload(_Table):
+class Workload(Table):
     """What a run executes: a module that keeps the process contract, or any script.
 
     A script runs from a copy in the run's own directory, with the files of `include` beside it;
@@ -67,7 +52,7 @@ class Workload(_Table):
         return self
 
 
-class Resources(_Table):
+class Resources(Table):
     """What one run holds while it works, over all of its nodes."""
 
     gpus_per_run: int = Field(8, ge=0)
@@ -95,7 +80,7 @@ class Resources(_Table):
         return self
 
 
-class Limits(_Table):
+class Limits(Table):
     """How long things may take, in seconds, and how often they are tried.
 
     `stall_seconds`: without an event and without growth of a log for so long, a run is taken for
@@ -109,20 +94,20 @@ class Limits(_Table):
     backoff_seconds: float = Field(5.0, ge=0)  # before the second attempt; doubled for each further
 
 
-class Packing(_Table):
+class Packing(Table):
     """What packs a trained model, out of the GPUs' way; without it a run does all in its slot."""
 
     cpus: int = Field(2, ge=1)
     nice: int = Field(10, ge=0, le=19)
 
 
-class Budget(_Table):
+class ByteBudget(Table):
     """What an artifact may weigh."""
 
     max_bytes: int = Field(16_000_000, gt=0)
 
 
-class Disk(_Table):
+class Disk(Table):
     """What is kept on the sweep's disk, and how much room there has to be on it.
 
     `remove` are files of a run, by patterns, that go once it has finished; `reserve_bytes` stay
@@ -133,49 +118,59 @@ class Disk(_Table):
     reserve_bytes: int = Field(256 << 20, ge=0)
 
 
-class Storage(_Table):
+class Storage(Table):
     """Where the results go as well, as soon as a run is over: a path or any fsspec URL."""
 
     url: str = Field(min_length=1)
 
 
-class Cost(_Table):
+class Cost(Table):
     """What a GPU costs, so that a sweep can say what it has cost."""
 
     usd_per_gpu_hour: float = Field(gt=0)
 
 
-class TrialSpec(_Table):
+class TrialSpec(Table):
     """One set of hyperparameters."""
 
     # It stands in tables and on terminals: no line breaks, no control characters.
     name: str = Field(min_length=1, max_length=80, pattern=r"^[^\p{Cc}]*$")
-    env: Env = {}
+    env: Env = Field({})
 
 
-class SweepSpec(_Table):
-    """A whole sweep: every trial is run once per seed."""
+class SweepSpec(Table):
+    """A whole sweep: every trial is run once per seed.
+
+    With a `search` more trials are chosen while it runs, and those listed are tried first; its
+    `rungs` say which of them get which seeds.
+    """
 
     name: str = Field(pattern=DIRECTORY_NAME)
-    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(min_length=1, strict=False)
+    seeds: tuple[Seed, ...] = Field(min_length=1, strict=False)
     metric: Literal["val_bpb"] = "val_bpb"
     workload: Workload = Workload()
     resources: Resources = Resources()
     limits: Limits = Limits()
     packing: Packing | None = None
-    budget: Budget = Budget()
+    budget: ByteBudget = ByteBudget()
     disk: Disk = Disk()
     storage: Storage | None = None
     cost: Cost | None = None
-    env: Env = {}
-    process_env: Env = {}  # for the processes, not settings of the run: NCCL_DEBUG and the like
-    trials: tuple[TrialSpec, ...] = Field(alias="trial", min_length=1, strict=False)
+    env: Env = Field({})
+    process_env: Env = Field(
+        {}
+    )  # for the processes, not settings of the run: NCCL_DEBUG and the like
+    search: Search | None = None
+    stages: tuple[Rung, ...] = Field((), alias="stage", strict=False)
+    trials: tuple[TrialSpec, ...] = Field((), alias="trial", strict=False)
 
     @model_validator(mode="after")
     def _check(self) -> SweepSpec:
         repeated = [seed for seed, count in Counter(self.seeds).items() if count > 1]
         if repeated:
             raise ValueError(f"seeds: {repeated[0]} stands twice; every seed runs once")
+        if self.search is None and not self.trials:
+            raise ValueError("trial: at least one table headed [[trial]] is needed")
         names = Counter(trial.name for trial in self.trials)
         for name, count in names.items():
             if count > 1:
@@ -194,7 +189,34 @@ class SweepSpec(_Table):
             for name in RESERVED.keys() & env.keys():
                 raise ValueError(f"{where}: {name} is set by the sweeper; use {RESERVED[name]}")
         self._check_trials_differ()
+        self._check_search()
         return self
+
+    def _check_search(self) -> None:
+        if self.search is None:
+            if self.stages:
+                raise ValueError("stage: stages are of a search; give [search] as well")
+            return
+        check_rungs(self.rungs, self.seeds, self.search)
+        for name in self.search.space.keys() & self.env.keys():
+            raise ValueError(f"search.space: {name} stands under [env] as well")
+        if self.search.budget.usd is not None and self.cost is None:
+            raise ValueError("search.budget.usd: give cost.usd_per_gpu_hour, or it has no meaning")
+        timed = self.search.budget.usd is not None or self.search.budget.gpu_hours is not None
+        if timed and not self.resources.gpus_per_run:
+            raise ValueError("search.budget: without GPUs there is only `runs` to count")
+        for trial in self.trials:
+            if SEARCHED_NAME.fullmatch(trial.name):
+                raise ValueError(f"trial: {trial.name!r} is how a search names its own trials")
+            try:
+                check_point(self.search.space, trial.env)
+            except ValueError as error:
+                raise ValueError(f"trial {trial.name!r}: {error}") from None
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The stages of a search, those that it has when none are given as well."""
+        return self.stages or (Rung(name=DEFAULT_RUNG, seeds=len(self.seeds)),)
 
     def _check_trials_differ(self) -> None:
         seen: dict[str, str] = {}
@@ -202,6 +224,12 @@ class SweepSpec(_Table):
             same = seen.setdefault(self.config_hash(trial), trial.name)
             if same != trial.name:
                 raise ValueError(f"trial: {same!r} and {trial.name!r} have the same env")
+
+    def setting_names(self) -> list[str]:
+        """Every setting that some run is given."""
+        tables = [self.env, *(trial.env for trial in self.trials), *(r.env for r in self.stages)]
+        searched = () if self.search is None else self.search.space
+        return sorted({name for table in [*tables, searched] for name in table})
 
     def trial_env(self, trial: TrialSpec) -> dict[str, str]:
         """A trial's hyperparameters as environment strings, its own over the common ones."""
@@ -218,13 +246,6 @@ class SweepSpec(_Table):
             workload["arguments"] = work.arguments
         facts = {"env": self.trial_env(trial), "workload": workload}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def env_text(value: EnvValue) -> str:
-    """A TOML value as an environment string; booleans are 0 and 1, as the field writes them."""
-    if isinstance(value, bool):
-        return str(int(value))
-    return str(value)
 
 
 def load_spec(
@@ -273,7 +294,8 @@ def resolve_paths(spec: SweepSpec, base: Path) -> SweepSpec:
     if work.script is not None:
         files = {"script": absolute(work.script), "include": tuple(map(absolute, work.include))}
         work = work.model_copy(update=files)
-    updated = {"env": resolve(spec.env), "trials": trials, "workload": work}
+    stages = tuple(rung.model_copy(update={"env": resolve(rung.env)}) for rung in spec.stages)
+    updated = {"env": resolve(spec.env), "trials": trials, "stages": stages, "workload": work}
     return spec.model_copy(update=updated)
 
 
@@ -319,13 +341,22 @@ def _suggest(where: list[Any]) -> str:
         "resources": Resources,
         "limits": Limits,
         "packing": Packing,
-        "budget": Budget,
+        "budget": ByteBudget,
         "disk": Disk,
         "storage": Storage,
         "cost": Cost,
         "trial": TrialSpec,
+        "stage": Rung,
+        "search": Search,
+        "search.budget": Budget,
+        "search.racing": Racing,
+        "search.pruner": Pruner,
+        "search.space": Param,
     }
-    table = tables.get(str(where[0]), SweepSpec) if len(where) > 1 else SweepSpec
+    table: type[BaseModel] = SweepSpec
+    if len(where) > 1:
+        path = f"{where[0]}.{where[1]}" if len(where) > 2 else str(where[0])
+        table = tables.get(path, tables.get(str(where[0]), SweepSpec))
     allowed = [field.alias or name for name, field in table.model_fields.items()]
     close = difflib.get_close_matches(str(where[-1]), allowed, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""

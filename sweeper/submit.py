@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import UnreachableError, UserError
+from sweeper.settings import PATH_NAME
 from sweeper.snapshot import check_overrides, sources
-from sweeper.spec import PATH_NAME, SweepSpec, load_spec
+from sweeper.spec import SweepSpec, load_spec
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Outlives the job, and its copy of the project, on the head's disk.
@@ -163,6 +164,7 @@ def stage(spec: SweepSpec, submission: Submission, target: Path) -> None:
 
     Raises UserError naming what is too large, or what would not be found over there.
     """
+    check_root(submission.root)
     for part in ("sweeper", "jobs"):
         shutil.copytree(PROJECT / part, target / part, ignore=LEFT_OUT)
     if (PROJECT / "pyproject.toml").is_file():
@@ -215,6 +217,14 @@ def _with_places(text: str, target: Path) -> str:
             "can be sent"
         )
     return text
+
+
+def check_root(root: str) -> None:
+    """UserError where a sweep would lie in its job's directory, which Ray removes with the job."""
+    if not re.match(r"/|~(/|$)", root):
+        raise UserError(
+            f"--root {root}: a directory of the cluster's head, as /data/runs or ~/runs"
+        )
 
 
 def check_paths(spec: SweepSpec, table: Mapping[str, Any], env: Mapping[str, str]) -> None:
@@ -300,7 +310,7 @@ def _row(found: Any) -> JobRow:
 
 
 def look(client: Any, identity: str) -> JobRow:
-    """One job as it is now."""
+    """One job as it is now; UserError where the cluster does not know it any more."""
     return _row(client.get_job_info(identity))
 
 
@@ -323,7 +333,8 @@ def stop(client: Any, job: JobRow) -> JobRow:
 def follow(client: Any, identity: str, show: Callable[[str], None]) -> JobRow:
     """Show a job's log as it comes, until the job has ended; how it ended, by its status.
 
-    A stream that breaks off is opened again. Raises UnreachableError when the server stays away.
+    A stream that breaks off is opened again. Raises UserError when the server stays away, or has
+    forgotten the job.
     """
     shown, deadline = 0, time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -334,9 +345,9 @@ def follow(client: Any, identity: str, show: Callable[[str], None]) -> JobRow:
             if row.over:
                 show(str(client.get_job_logs(identity))[shown:])
                 return row
-        except UnreachableError:
+        except (UnreachableError, RuntimeError) as error:
             if time.monotonic() > deadline:
-                raise
+                raise UserError(f"job {identity} cannot be followed: {last_line(error)}") from error
         time.sleep(RECONNECT_SECONDS)
 
 

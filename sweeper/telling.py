@@ -11,12 +11,13 @@ from pathlib import Path
 
 from sweeper import pulse
 from sweeper.agenda import Agenda
-from sweeper.cluster import Cluster, Slot
+from sweeper.cluster import Cluster
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
 from sweeper.metrics import Metrics
 from sweeper.progress import Progress
 from sweeper.pulse import Pulse, Quarantined, SlotPulse, SlotState
+from sweeper.slots import Slot
 from sweeper.storage import Store
 from sweeper.view import Observer
 from sweeper.work import Work
@@ -70,6 +71,11 @@ class Teller:
         """Say that a node takes no more runs."""
         self._quarantined += (Quarantined(node=node, host=host, why=why),)
         self.note("quarantine", f"{host}: no more runs go to this node ({node[:12]}): {why}")
+
+    def release(self, node: str, host: str, why: str) -> None:
+        """Say that a node takes runs again."""
+        self._quarantined = tuple(one for one in self._quarantined if one.node != node)
+        self.note("quarantine", f"{host}: runs go to this node ({node[:12]}) again: {why}")
 
     def look(
         self, cluster: Cluster, work: Mapping[Slot, Work], agenda: Agenda, *, now: bool = False

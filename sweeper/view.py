@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sweeper import pulse
+from sweeper.book import Book
 from sweeper.eta import Lengths, sweep_seconds_left
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import Ledger
@@ -19,6 +20,7 @@ from sweeper.logreader import RunReader
 from sweeper.phases import RunProgress, number
 from sweeper.pulse import Pulse, Quarantined, SlotPulse
 from sweeper.rows import AttemptRow, AttemptState, NoteRow, RunState, StageRow
+from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
 
 SCHEMA = 1  # of `as_table`
@@ -73,12 +75,26 @@ class DriverView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchView:
+    """The stage that a search is in: how many configurations it has, and how many are settled.
+
+    `planned` is how many it may have; None where only the budget tells.
+    """
+
+    stage: str
+    entered: int
+    settled: int
+    planned: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepView:
     """All runs of a sweep, in launch order, and what its driver says of itself.
 
     `seconds_left` is an estimate, None while there is nothing to go by. `slots`, `paused` (why
     nothing is launched), `quarantined`, `waiting` and `backing_off` (how much of that waits for
-    its next try) are empty while no driver is alive. `notes` are the latest.
+    its next try) are empty while no driver is alive. `notes` are the latest. A `search` asks for
+    more runs as it goes on; what is left of it nobody knows.
     """
 
     name: str
@@ -93,13 +109,15 @@ class SweepView:
     waiting: int = 0
     backing_off: int = 0
     notes: tuple[NoteRow, ...] = ()
+    search: SearchView | None = None
 
     def count(self, state: RunState) -> int:
         return sum(run.state is state for run in self.runs)
 
     @property
     def over(self) -> bool:
-        return all(run.state.over for run in self.runs)
+        searching = self.search is not None and self.driver.alive
+        return not searching and all(run.state.over for run in self.runs)
 
 
 def as_table(view: SweepView) -> dict[str, Any]:
@@ -140,7 +158,7 @@ class Observer:
     _lengths: Lengths = field(default_factory=Lengths)
     _driver: DriverView = DriverView(alive=False)
     _usd_per_gpu_second: float | None = None
-    _read_spec: bool = False
+    _spec: SweepSpec | None = None
 
     def look(self) -> SweepView:
         """The sweep as it is now."""
@@ -152,6 +170,7 @@ class Observer:
                 self._meet_runs()
             self._follow_attempts()
             notes = self.ledger.notes(NOTES)
+            search = self._look_at_search()
         runs = [self._view(self._runs[run], state) for run, state in states.items()]
         at_work = said if said is not None and self._driver.alive else None
         slots = () if at_work is None else at_work.slots
@@ -160,11 +179,14 @@ class Observer:
         view = SweepView(
             name=self.sweep.name,
             runs=runs,
-            seconds_left=sweep_seconds_left(runs, self._lengths, max(1, places)),
+            seconds_left=(
+                sweep_seconds_left(runs, self._lengths, max(1, places)) if search is None else None
+            ),
             gpu_seconds=gpu_seconds,
             cost_usd=self._cost(gpu_seconds),
             driver=self._driver,
             notes=tuple(notes),
+            search=search,
         )
         if at_work is None:
             return view
@@ -186,11 +208,22 @@ class Observer:
             self._driver = DriverView(
                 alive=alive, pid=said.pid, host=said.host, started=said.started, t=said.t
             )
-        if not self._read_spec or before.started != self._driver.started:
+        if self._spec is None or before.started != self._driver.started:
             # Each driver may come with another price.
-            cost = self.ledger.spec.cost
+            self._spec = self.ledger.spec
+            cost = self._spec.cost
             self._usd_per_gpu_second = None if cost is None else cost.usd_per_gpu_hour / 3600
-            self._read_spec = True
+
+    def _look_at_search(self) -> SearchView | None:
+        assert self._spec is not None
+        if self._spec.search is None:
+            return None
+        counts = Book(self.ledger).counts()
+        begun = [rung for rung in self._spec.rungs if rung.name in counts]
+        rung = begun[-1] if begun else self._spec.rungs[0]
+        entered, settled = counts.get(rung.name, (0, 0))
+        planned = entered if len(begun) > 1 else rung.trials or self._spec.search.budget.trials
+        return SearchView(stage=rung.name, entered=entered, settled=settled, planned=planned)
 
     def _meet_runs(self) -> None:
         names = {trial.number: trial.name for trial in self.ledger.trials()}

@@ -14,6 +14,7 @@ from sweeper.rows import AttemptState, RunRow, StageRow, TrialRow
 from sweeper.snapshot import Snapshot, launch_facts
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
+from sweeper.validations import Validations
 
 # Beyond its grace, what a stopped run's guard and its slot may take to say that it is over.
 STOP_MARGIN_SECONDS = 15.0
@@ -31,6 +32,7 @@ class Work:
     request: LaunchRequest
     deadline: float | None  # by the monotonic clock
     events: RunReader = field(init=False)
+    validations: Validations | None = None  # where a search may prune by them
     confirmed: bool = False  # its echo has been seen, and is as asked
     ending: AttemptState | None = None  # what it is being stopped for
     reason: str | None = None
@@ -73,7 +75,10 @@ class Work:
             request = _alone(spec, request)
         left = seconds_left(limits.max_seconds, launches)
         deadline = None if left is None else time.monotonic() + left
-        return cls(run, trial, launch, directory, node, request, deadline)
+        work = cls(run, trial, launch, directory, node, request, deadline)
+        if spec.search is not None and spec.search.pruner is not None:
+            work.validations = Validations(directory, spec.search.pruner, launch.events_from)
+        return work
 
     @property
     def attempt(self) -> int:

@@ -23,7 +23,8 @@ def main() -> None:
     first = os.environ.get("RANK", "0") == "0"
     seconds = float(os.environ["SLEEP_SECONDS"])
     if first:
-        say_config(directory, {"seed": seed, "sleep_seconds": seconds})
+        level = os.environ["LOGLEVEL"]
+        say_config(directory, {"seed": seed, "sleep_seconds": seconds, "loglevel": level})
     stamps = {"made": process_made(), "began": BEGAN}
     import torch
     import torch.distributed as dist

@@ -2,7 +2,8 @@
 
 `jobs.bench.scheduling --torchrun` shows it. Runs of `jobs.bench.first_step` follow one another in
 one slot, by way of the real `sweeper run`; the first, which no run was before, is left out. Each
-works on for a while after its step: that long the next one can be prepared.
+works on for a while after its step: in that time the next one's torchrun is made ahead. In half of
+the sweeps it is of no use to the next run, since they take turns at two levels of torchrun's log.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 from contextlib import closing
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import Ledger
 from sweeper.rows import RunState
 
-MIN_STARTS = 4
+MIN_STARTS = 5
 WORK_SECONDS = 10.0  # after the step; a run that is at work is when the next can be prepared
 RANKS = (1, 2)
+LEVELS = {"plain": ("ERROR", "WARNING"), "made ahead": ("WARNING",)}
 SPEC = """
-name = "start{ranks}"
+name = "{name}"
 seeds = {seeds}
 
 [workload]
@@ -34,10 +36,14 @@ module = "jobs.bench.first_step"
 gpus_per_run = 8
 processes_per_run = {ranks}
 
-[[trial]]
-name = "step"
-[trial.env]
+[env]
 SLEEP_SECONDS = {seconds}
+"""
+TRIAL = """
+[[trial]]
+name = "{level}"
+[trial.env]
+LOGLEVEL = "{level}"
 """
 # What is between two stamps, in the order in which it happens.
 PARTS = {
@@ -54,50 +60,59 @@ PARTS = {
 
 
 def bench_starts(directory: Path, repeats: int) -> dict[str, Any]:
-    """All numbers: for each count of ranks every start's parts, in seconds."""
+    """All numbers: for each count of ranks, and each kind, every start's parts, in seconds."""
     starts = max(MIN_STARTS, repeats)
     rows = []
-    for ranks in RANKS:
-        name = f"start{ranks}"
-        spec = directory / f"{name}.toml"
-        seeds = list(range(starts + 1))
-        spec.write_text(SPEC.format(ranks=ranks, seeds=seeds, seconds=WORK_SECONDS))
+    for number, (ranks, kind) in enumerate(product(RANKS, LEVELS)):
+        spec = directory / f"start{number}.toml"
+        trials = "".join(TRIAL.format(level=level) for level in LEVELS[kind])
+        seeds = list(range(-(-(starts + 1) // len(LEVELS[kind]))))
+        text = SPEC.format(name=spec.stem, ranks=ranks, seeds=seeds, seconds=WORK_SECONDS)
+        spec.write_text(text + trials)
         drive_sweep(spec, slots=1, gpus=8)
-        rows.append({"ranks": ranks, "parts": read_parts(SweepDir(directory / name))})
+        rows.append({"ranks": ranks, "kind": kind} | read_starts(SweepDir(spec.with_suffix(""))))
     return {"machine": describe_device(CPU), "starts": starts, "rows": rows}
 
 
-def read_parts(sweep: SweepDir) -> dict[str, list[float]]:
-    """What every start but the first was made of; SystemExit when not all runs have finished."""
+def read_starts(sweep: SweepDir) -> dict[str, Any]:
+    """The `parts` of every start but the first, and of how many torchrun was made `ahead`.
+
+    SystemExit when not all runs have finished.
+    """
     all_stamps: list[dict[str, float]] = []
+    ahead: list[bool] = []
     with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
         if any(run.state is not RunState.FINISHED for run in ledger.runs()):
             raise SystemExit(f"not every run has finished: {ledger.attempts()}")
         for attempt in ledger.attempts():
             end = json.loads(AttemptDir(sweep.path / attempt.path).exit.read_bytes())
             assert attempt.result is not None
+            ahead.append(end.get("standby", False))
             own = {"launched": attempt.launched, "guarded": end["started"], "ended": end["ended"]}
             all_stamps.append(own | attempt.result["stamps"])
     for before, after in pairwise(all_stamps):
         after["free"] = before["ended"]
-    return {
+    parts = {
         part: [stamps[end] - stamps[start] for stamps in all_stamps[1:]]
         for part, (start, end) in PARTS.items()
     }
+    return {"parts": parts, "ahead": sum(ahead[1:])}
 
 
 def print_starts(facts: dict[str, Any]) -> None:
-    """A line for each count of ranks: the median of each part, in milliseconds."""
-    table = make_table(["ranks"], [*PARTS, "at least"])
+    """A line for each count of ranks and kind: the median of each part, in milliseconds."""
+    table = make_table(["ranks", "torchrun"], [*PARTS, "at least", "ahead"])
     for row in facts["rows"]:
         parts = row["parts"]
         table.add_row(
             str(row["ranks"]),
+            row["kind"],
             *(f"{1000 * statistics.median(seconds):,.0f}" for seconds in parts.values()),
             f"{1000 * min(parts['free to step']):,.0f}",
+            f"{row['ahead']}/{len(parts['end'])}",
         )
     show(
         f"From a free slot to the first training step of a torchrun, in ms: medians of "
-        f"{facts['starts']} starts, and the quickest. {facts['machine']}",
+        f"{facts['starts']} starts or one more, and the quickest. {facts['machine']}",
         table,
     )

@@ -100,9 +100,11 @@ def find_run(root: Path | None) -> int | None:
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
             settings = dict(line.partition(b"=")[::2] for line in file.read().split(b"\0"))
-            directory = Path(os.fsdecode(settings.get(DIRECTORY_NAME, b"")))
-            if TAG_NAME in settings and (root is None or directory.is_relative_to(root)):
-                return int(entry)
+            # Without a directory it is of no run yet: a torchrun that a slot has in waiting.
+            if TAG_NAME in settings and DIRECTORY_NAME in settings:
+                directory = Path(os.fsdecode(settings[DIRECTORY_NAME]))
+                if root is None or directory.is_relative_to(root):
+                    return int(entry)
     return None
 
 

@@ -22,31 +22,40 @@
 #   SKIP_INSTALL     1: `start` takes VENV as it is                 (0)
 #   RAY_PORT         of Ray's head                                  (6379)
 #   RAY_OPTIONS      more words for `ray start`, as --num-gpus=8    (none)
-#   RAY_AUTH_TOKEN_PATH  Ray's token; made where there is none      (.pod/token of SWEEPER_ROOT)
+#   RAY_AUTH_TOKEN_PATH  Ray's token; made where there is none      (SWEEPER_ROOT.pod/token)
 #   IDLE_MINUTES     so long without a driver and without a run, and the pod is stopped; 0: never (20)
 #   STOP_COMMAND     how; a shell command     (RunPod: runpodctl stop pod $RUNPOD_POD_ID; others: none,
 #                    and without one the guard only says so; Vast: vastai stop instance …; else: poweroff)
-#   SYNC_COMMAND     before it, as rclone copy runs remote:runs; the pod goes on until it succeeds (none)
+#   SYNC_COMMAND     before it, as rclone copy "$SWEEPER_ROOT" remote:runs, from the directory of the
+#                    first start; the pod goes on until it succeeds (none)
 #   BUSY_COMMAND     exit code 0 keeps the pod                      (processes on its GPUs, by nvidia-smi)
 #   DRY_RUN          1: the guard says what it would do, and ends   (0)
 #   GUARD_OPTIONS    more words for idle_guard.py, as --own on a machine shared with others (none)
 #   STOP_SECONDS     `stop` waits so long for the sweep to end      (120)
 #   RESTART_SECONDS  before a driver that died is started again; doubled up to 300 (10)
 #
-# Everything of its own lies in SWEEPER_ROOT/.pod: logs, process ids, the token, what is remembered.
+# A driver is started again whatever its exit code is, but for 0 (all runs have finished), 1 (some
+# have failed), 2 (wrong use) and 130 (interrupted). Ray's head is, while the driver waits for it.
+#
+# Everything of its own lies beside SWEEPER_ROOT, in SWEEPER_ROOT.pod: logs, process ids, the token,
+# what is remembered. So whoever copies the results copies no secret with them.
 set -euo pipefail
 umask 077
 
 PROJECT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 SCRIPT=$PROJECT/jobs/cluster/pod.sh
 SWEEPER_ROOT=$(realpath -m -- "${SWEEPER_ROOT:-$PROJECT/runs}")
-STATE=$SWEEPER_ROOT/.pod
+STATE=$SWEEPER_ROOT.pod
 REMEMBERED=(VENV PYTHON SKIP_INSTALL RAY_PORT RAY_OPTIONS RAY_AUTH_TOKEN_PATH IDLE_MINUTES
   STOP_COMMAND SYNC_COMMAND BUSY_COMMAND DRY_RUN GUARD_OPTIONS STOP_SECONDS RESTART_SECONDS)
 # A driver that lived so long had begun well: what ended it is a new accident.
 WELL_SECONDS=600
 # So many accidents in a row, and the sweep is given up, or the pod would never be idle.
 MAX_RESTARTS=20
+# After a traceback of the sweeper's own, exit code 70, it is sooner: most come again.
+MAX_FAULTS=3
+# How often to look whether Ray's head is there.
+LOOK_SECONDS=2
 
 say() { printf 'pod: %s\n' "$*"; }
 die() {
@@ -157,6 +166,12 @@ end() {
   kill -KILL "$pid" 2>/dev/null || true
 }
 
+# Unlike `sleep`, over at once when a signal comes.
+pause_for() {
+  sleep "$1" &
+  wait $! || kill $! 2>/dev/null || true
+}
+
 # ---- what is started
 
 install() {
@@ -206,29 +221,39 @@ ensure_guard() {
   if [[ -n $SYNC_COMMAND ]]; then options+=(--sync "$SYNC_COMMAND"); fi
   if [[ -n $BUSY_COMMAND ]]; then options+=(--busy "$BUSY_COMMAND"); fi
   if [[ $DRY_RUN == 1 ]]; then options+=(--dry-run); fi
+  cd -- "$DIRECTORY"
+  # Paths by the environment: what bash quotes in the C locale, another shell does not understand.
+  export SCRIPT
   launch guard "$VENV/bin/python" "$PROJECT/jobs/cluster/idle_guard.py" --root "$SWEEPER_ROOT" \
     --minutes "$IDLE_MINUTES" --stop "$STOP_COMMAND" "${options[@]}" \
-    --busy "SWEEPER_ROOT=$(printf %q "$SWEEPER_ROOT") bash $(printf %q "$SCRIPT") keeps"
+    --busy 'bash "$SCRIPT" keeps'
 }
 
 # In the background: a driver, and another one when it dies, until the sweep is over.
 keep() {
-  local asked=0 driver='' code began failures=0 pause=$RESTART_SECONDS
+  local asked=0 driver='' code began fell limit failures=0 pause=$RESTART_SECONDS
+  local -a again=()
   trap 'asked=1; [[ -z $driver ]] || kill -TERM "$driver" 2>/dev/null || true' TERM INT
   cd -- "$DIRECTORY"
   while ((asked == 0)); do
-    began=$SECONDS code=0
+    began=$SECONDS code=0 fell=0 limit=$MAX_RESTARTS
     if ensure_ray; then
       "$VENV/bin/sweeper" run "$SPEC" --address "127.0.0.1:$RAY_PORT" --root "$SWEEPER_ROOT" \
-        "${OPTIONS[@]}" &
+        "${OPTIONS[@]}" "${again[@]}" &
       driver=$!
+      # What has failed by itself would only fail again, after every accident.
+      again=(--leave-failed)
       remember_process driver "$driver"
-      wait "$driver" || code=$?
-      # A signal interrupts `wait`; the driver takes its time to stop.
-      while kill -0 "$driver" 2>/dev/null; do
-        code=0
-        wait "$driver" || code=$?
+      # It waits for a head that has died, which nobody else brings back; or, told to, it ends.
+      while process_of driver >/dev/null; do
+        if ((asked == 0)) && ! process_of ray >/dev/null; then
+          fell=1
+          say "Ray's head has died; it is started again"
+          ensure_ray || pause_for "$RESTART_SECONDS"
+        fi
+        pause_for "$LOOK_SECONDS"
       done
+      wait "$driver" || code=$?
       driver=''
     else
       code=125
@@ -236,18 +261,18 @@ keep() {
     case $code in
       0 | 1 | 130) break ;;
       # What the user has to mend, unless it was Ray that had gone.
-      2) if process_of ray >/dev/null; then break; fi ;;
+      2) if ((fell == 0)) && process_of ray >/dev/null; then break; fi ;;
+      70) limit=$MAX_FAULTS ;;
     esac
     ((asked == 0)) || break
     if ((SECONDS - began >= WELL_SECONDS)); then failures=0 pause=$RESTART_SECONDS; fi
     failures=$((failures + 1))
-    if ((failures > MAX_RESTARTS)); then
+    if ((failures > limit)); then
       say "the driver died $failures times in a row; given up"
       break
     fi
     say "the driver died, exit code $code; another one begins in $pause s"
-    sleep "$pause" &
-    wait $! || true
+    pause_for "$pause"
     pause=$((pause * 2 > 300 ? 300 : pause * 2))
   done
   say "the driver has ended, exit code $code"
@@ -256,7 +281,7 @@ keep() {
 # ---- commands
 
 start() {
-  mkdir -p -- "$STATE"
+  mkdir -p -- "$STATE" || die "$STATE cannot be made; give a SWEEPER_ROOT in a directory of yours"
   exec 9>"$STATE/start.lock"
   flock -n 9 || die "another pod.sh start is at work"
   if process_of keeper >/dev/null; then
@@ -291,6 +316,7 @@ status() {
   for name in ray keeper driver guard; do
     if pid=$(process_of "$name"); then say "$name: process $pid"; else say "$name: not running"; fi
   done
+  if [[ -s $STATE/guard.log ]]; then grep 'idle guard: ' "$STATE/guard.log" | tail -n 1 || true; fi
   if [[ -f $STATE/sweep ]]; then
     load_sweep
     "$VENV/bin/sweeper" status "$(sweep_name)" --root "$SWEEPER_ROOT"

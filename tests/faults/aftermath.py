@@ -122,15 +122,10 @@ def _all(sweep: SweepDir) -> list[tuple[Run, list[AttemptRow]]]:
 
 
 def _has_result(directory: Path) -> bool:
-    """Whether an attempt came to a good end by what its processes wrote.
-
-    One that lost its slot or its driver has two seconds to end, and may just finish in them; when
-    it is judged before, its result is of no account.
-    """
+    """Whether an attempt came to a good end by what its processes wrote."""
     try:
         ended = json.loads((directory / "exit.json").read_text())
         result = json.loads((directory / "result.json").read_text())
     except (OSError, ValueError):
         return False
-    finished = ended["exit_code"] == 0 and result["status"] == "finished"
-    return finished and ended["stop_reason"] is None
+    return bool(ended["exit_code"] == 0 and result["status"] == "finished")

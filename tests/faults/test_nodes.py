@@ -68,8 +68,12 @@ def test_a_node_on_which_all_runs_fail_takes_no_more(place: Place, fleet: Fleet)
     broken = fleet.add_node(env={"NODE_IS_BROKEN": 1})
     spec = place.write_spec(
         "broken",
-        seeds=(1, 2, 3, 4, 5, 6),
-        trials={"t": {"FAULT": "crash on a broken node"}},
+        seeds=(1,),
+        # Of different trials, or it might be the trial that fails.
+        trials={
+            name: {"FAULT": "crash on a broken node", "ITERATIONS": number}
+            for number, name in enumerate("abcdef", 1)
+        },
         resources={"gpus_per_run": 8},
         limits={"backoff_seconds": 0.1},
     )
@@ -80,6 +84,25 @@ def test_a_node_on_which_all_runs_fail_takes_no_more(place: Place, fleet: Fleet)
         (note,) = [note for note in ledger.notes() if note.kind == "quarantine"]
     assert "the last 2 on it failed" in note.text
     broken.end()
+
+
+def test_a_trial_that_fails_everywhere_costs_no_node(place: Place, fleet: Fleet) -> None:
+    spec = place.write_spec(
+        "spoilt",
+        seeds=(1, 2, 3),
+        trials={"good": {}, "bad": {"FAULT": "crash"}, "worse": {"FAULT": "crash", "SLEEP_MS": 1}},
+        resources={"gpus_per_run": 8},
+        limits={"backoff_seconds": 0.1},
+    )
+    driver = place.drive(spec, "--address", fleet.address)
+    assert driver.wait() == 1, driver.said
+    check_aftermath(
+        *(place, fleet, "spoilt"), runs=9, finished=3, attempts={"finished": 3, "crashed": 12}
+    )
+    # Where a node was suspected for a time, it has been cleared.
+    with closing(Ledger.open_for_reading(place.sweep("spoilt").ledger)) as ledger:
+        notes = [note.text for note in ledger.notes() if note.kind == "quarantine"]
+    assert all("again" in last for last in notes[-1:])
 
 
 @pytest.mark.slow

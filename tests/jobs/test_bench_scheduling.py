@@ -137,13 +137,15 @@ def test_starts_are_taken_apart(
     monkeypatch.setattr(starting, "MIN_STARTS", 1)
     monkeypatch.setattr(starting, "WORK_SECONDS", 0.1)
     facts = bench_starts(tmp_path, 1)
-    (row,) = facts["rows"]
-    assert set(row["parts"]) == set(PARTS)
-    parts = {name: seconds for name, (seconds,) in row["parts"].items()}
-    whole, end = parts.pop("free to step"), parts.pop("end")
-    assert whole == pytest.approx(sum(parts.values()))
-    assert end > 0
-    # A process's start is known to 10 ms only; all else is in order.
-    assert all(seconds > -0.02 for seconds in parts.values()), parts
+    assert [row["kind"] for row in facts["rows"]] == ["plain", "made ahead"]
+    assert facts["rows"][0]["ahead"] == 0
+    for row in facts["rows"]:
+        assert set(row["parts"]) == set(PARTS)
+        parts = {name: seconds for name, (seconds,) in row["parts"].items()}
+        whole, end = parts.pop("free to step"), parts.pop("end")
+        assert whole == pytest.approx(sum(parts.values()))
+        assert end > 0
+        # A process's start is known to 10 ms only; all else is in order.
+        assert all(seconds > -0.02 for seconds in parts.values()), parts
     print_starts(facts)
     assert "free to step" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -190,7 +191,7 @@ class Pod:
 
     @property
     def state(self) -> Path:
-        return self.place.root / ".pod"
+        return self.place.root.with_name(f"{self.place.root.name}.pod")
 
     @property
     def stopped(self) -> Path:
@@ -287,6 +288,17 @@ def test_a_pod_goes_on_whatever_dies_and_is_stopped_when_it_is_idle(pod: Pod) ->
     wait_until(lambda: board.arrivals() == 3, "the second run to arrive again")
     assert not pod.stopped.exists()
 
+    # Ray's head dies: it comes back, and the driver, which has waited for it, goes on.
+    ray = pod.process("ray")
+    assert ray is not None
+    server = next(one for one in ray.children(recursive=True) if one.name() == "gcs_server")
+    keeper, driver = pod.process("keeper"), pod.process("driver")
+    server.kill()
+    wait_until(lambda: board.arrivals() == 4, "the second run to arrive under another head")
+    assert (pod.process("keeper"), pod.process("driver")) == (keeper, driver)
+    assert "Ray's head has died; it is started again" in pod.said
+    assert not pod.stopped.exists()
+
     # The pod restarts: nothing of it is left but its disk, and `start` alone goes on.
     for name in ("guard", "keeper", "driver", "ray"):
         pod.kill(name)
@@ -295,7 +307,7 @@ def test_a_pod_goes_on_whatever_dies_and_is_stopped_when_it_is_idle(pod: Pod) ->
             process.kill()
     wait_until(lambda: not place.processes(), "all of the pod to end")
     pod.start()
-    wait_until(lambda: board.arrivals() == 4, "the second run to arrive once more")
+    wait_until(lambda: board.arrivals() == 5, "the second run to arrive once more")
     assert not pod.stopped.exists()
     assert "run already" in pod.start()  # a second start changes nothing
     other = place.write_spec("other", seeds=(1,), trials={"t": {}})
@@ -332,6 +344,47 @@ def test_a_pod_goes_on_whatever_dies_and_is_stopped_when_it_is_idle(pod: Pod) ->
     assert stopped.stdout == "pod: stopped; pod.sh start goes on\n"
     assert attempt_states(place.sweep("halted")) == {("t", 1): [AttemptState.STOPPED]}
     wait_until(lambda: not place.processes(), "all of the pod to end")
+
+
+def test_the_guard_knows_the_keeper_and_works_where_the_sweep_was_started(tmp_path: Path) -> None:
+    """In the C locale, as at boot, with paths that are not ASCII; the keeper is any process."""
+    root, spec, last = tmp_path / "läufe", tmp_path / "s.toml", tmp_path / "last"
+    state = tmp_path / "läufe.pod"
+    for directory in (root, state):
+        directory.mkdir()
+    spec.touch()
+    (state / "sweep").write_text(f"{spec}\0{tmp_path}\0")
+    settings = {
+        "SWEEPER_ROOT": str(root),
+        "VENV": str(Path(sys.executable).parents[1]),
+        "LC_ALL": "C",
+        "IDLE_MINUTES": "0.005",
+        "GUARD_OPTIONS": "--own",
+        "BUSY_COMMAND": "",
+        "SYNC_COMMAND": 'cp -r läufe copied && test -d "$SWEEPER_ROOT"',
+        "STOP_COMMAND": f"touch '{last}'",
+    }
+    log = state / "guard.log"
+    with subprocess.Popen(["sleep", "600"]) as keeper:
+        began = Path(f"/proc/{keeper.pid}/stat").read_text().rpartition(") ")[2].split()[19]
+        (state / "keeper.pid").write_text(f"{keeper.pid} {began}\n")
+        started = subprocess.run(
+            ["bash", str(POD), "start"], cwd="/", env=os.environ | settings, check=False
+        )
+        assert started.returncode == 0
+        guarding = int((state / "guard.pid").read_text().split()[0])
+        try:
+            wait_until(lambda: "idle guard: " in log.read_text(), "the guard's first look")
+            assert "idle guard: busy, says" in log.read_text()
+            keeper.kill()
+            wait_until(last.exists, f"the stop; {log.read_text()}")
+        finally:
+            keeper.kill()
+            if alive(guarding):
+                os.kill(guarding, signal.SIGKILL)
+    # What is kept of the pod itself, its token above all, is not among the results.
+    assert (tmp_path / "copied").is_dir()
+    assert not [path for path in root.rglob("*") if path.name in ("token", "settings")]
 
 
 def test_wrong_use_is_said_in_a_line(tmp_path: Path) -> None:

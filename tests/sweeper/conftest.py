@@ -15,6 +15,7 @@ import pytest
 
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import Ledger
+from sweeper.rows import AttemptState, RunRow, RunState
 from sweeper.spec import SweepSpec
 
 if TYPE_CHECKING:
@@ -205,3 +206,23 @@ def quiet(place: Place) -> Iterator[None]:
     """After the test nothing of its sweeps runs any more."""
     yield
     place.check_quiet()
+
+
+def finish_run(
+    ledger: Ledger, run: RunRow, number: int, outcome: tuple[float, int] | None
+) -> tuple[RunState, dict[str, Any] | None, str | None]:
+    """Record an attempt at a run that ends at once: with a score and its bytes, or by failing."""
+    attempt = ledger.launched(run, number=number, path="none", host="here", gpus="0,1")
+    if outcome is None:
+        ledger.ended(attempt, AttemptState.NONFINITE, RunState.FAILED, message="loss is nan")
+        return RunState.FAILED, None, "loss is nan"
+    score, size = outcome
+    result = {
+        "metric": "sliding",
+        "val_bpb": score,
+        "val_loss": 2.3 * score,
+        "bytes_total": size,
+        "steps": 5_000,
+    }
+    ledger.ended(attempt, AttemptState.FINISHED, RunState.FINISHED, result=result)
+    return RunState.FINISHED, result, None

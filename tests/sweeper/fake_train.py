@@ -19,6 +19,7 @@ from typing import Any
 
 PATIENCE_SECONDS = 120.0
 POLL_SECONDS = 0.02
+VAL_SECONDS = 1.0
 BUDGET = 16_000_000
 CODE_BYTES = 1_000
 ARTIFACT = "final_model.int6.ptz"
@@ -37,6 +38,7 @@ DEFAULTS: dict[str, int | str] = {
     "iterations": 2,
     "board_dir": "",
     "fault": "none",
+    "beats": 0,  # tell of a step again and again while it waits
     "gated": 0,  # wait in the middle until the board says that this arrival may pass
     "stage_fault": "none",  # "STAGE FAULT": a fault in that stage alone
     "trained_bytes": 1_000,
@@ -44,6 +46,7 @@ DEFAULTS: dict[str, int | str] = {
     "artifact_bytes": 1_000,
     "noise_lines": 1,  # printed to both streams
     "sleep_ms": 0,  # how long the work takes
+    "vals": 0,  # validations on the way, each followed by VAL_SECONDS of training
     "peers": 0,  # the other ranks stay as long as rank 0 is at work
 }
 
@@ -160,16 +163,41 @@ class Run:
             print(f"line {line} of seed {self.seed}, said as an error", file=sys.stderr)
         number = self.board.arrive(self.facts())
         while self.must_wait(number):
+            if self.stopping and self.fault == "finish when told to end":
+                break
             if self.stopping:
                 self.event("stopped", reason="SIGTERM", step=1)
                 return 75
+            if self.config["beats"]:
+                self.event("step", step=0, train_loss=1.0)
             time.sleep(POLL_SECONDS)
         time.sleep(int(self.config["sleep_ms"]) / 1000)
+        if self.validate() is not None:
+            return 75
         code = self.break_down()
         if code == 0:
             code = self.do_stage()
         self.board.depart(number)
         return code
+
+    def validate(self) -> str | None:
+        """Score on the way, from worse to what the result will be; why it was stopped meanwhile."""
+        count = int(self.config["vals"])
+        for number in range(1, count + 1):
+            share = number / (count + 1)
+            self.event("step", step=number, train_loss=3.5, progress=share)
+            bpb = self.result_bpb() + 0.1 * (1 - share)
+            self.event("val", step=number, metric="plain", val_loss=2.5, val_bpb=bpb)
+            until = time.monotonic() + VAL_SECONDS
+            while time.monotonic() < until:
+                if self.stopping:
+                    self.event("stopped", reason="SIGTERM", step=number)
+                    return "SIGTERM"
+                time.sleep(POLL_SECONDS)
+        return None
+
+    def result_bpb(self) -> float:
+        return 1.1 + (self.seed % 10) / 1000 + int(self.config["iterations"]) / 100
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -284,7 +312,7 @@ class Run:
             partial.replace("result.json")
 
     def result(self) -> dict[str, Any]:
-        bpb = 1.1 + (self.seed % 10) / 1000 + int(self.config["iterations"]) / 100
+        bpb = self.result_bpb()
         return {
             "schema": 1,
             "status": "finished",

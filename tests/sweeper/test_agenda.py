@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sweeper.agenda import Agenda, Job
+from sweeper.agenda import Agenda, Job, Place
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
 from sweeper.rows import AttemptState, RunState
 from sweeper.stages import Stage
 
-NODES = {"a", "b"}
+PLACES: set[Place] = {("a",), ("b",)}
 
 
 @pytest.fixture
@@ -18,8 +18,10 @@ def agenda(ledger: Ledger, sweep: SweepDir) -> Agenda:
     return Agenda.of(ledger, sweep, Stage.ALL)
 
 
-def take(agenda: Agenda, node: str = "a", now: float = 0.0, nodes: set[str] = NODES) -> Job | None:
-    return agenda.take(in_slot=True, node=node, nodes=nodes, now=now)
+def take(
+    agenda: Agenda, node: str = "a", now: float = 0.0, places: set[Place] = PLACES
+) -> Job | None:
+    return agenda.take(in_slot=True, place=(node,), places=places, now=now)
 
 
 def taken(agenda: Agenda, node: str = "a", now: float = 0.0) -> list[int]:
@@ -82,7 +84,23 @@ def test_a_run_avoids_the_node_it_failed_on_while_there_is_another(agenda: Agend
     agenda.add(3, avoid={"a", "b"})
     assert taken(agenda, "a") == [3]
     agenda.add(3, avoid={"a"})
-    assert take(agenda, "a", nodes={"a"}) is not None
+    assert take(agenda, "a", places={("a",)}) is not None
+
+
+def test_a_run_on_several_nodes_avoids_each_of_them(agenda: Agenda) -> None:
+    """A node that has failed may be in a slot that another one leads."""
+    first, second, third = places = ("a", "b"), ("c", "d"), ("b", "e")
+    taken(agenda)
+    agenda.add(3, avoid={"b"})
+
+    def take_at(place: Place, *others: Place) -> bool:
+        job = agenda.take(in_slot=True, place=place, places={place, *others}, now=0.0)
+        return job is not None
+
+    assert not any(take_at(place, *places) for place in (first, third))
+    assert take_at(second, *places)
+    agenda.add(3, avoid={"b"})
+    assert take_at(first, third)
 
 
 def test_a_stage_of_a_begun_run_goes_before_runs_that_have_not_begun(
@@ -99,7 +117,7 @@ def test_a_stage_of_a_begun_run_goes_before_runs_that_have_not_begun(
     directory.trained.write_text('{"schema": 1, "status": "trained"}')
     agenda.add(job.run.id, attempt=ledger.attempt(identity))
     assert (agenda.waiting(True), agenda.waiting(False)) == (5, 1)
-    pack = agenda.take(in_slot=False, node="a", nodes=NODES, now=0.0)
+    pack = agenda.take(in_slot=False, place=("a",), places=PLACES, now=0.0)
     assert pack is not None
     assert (pack.run.id, pack.stage) == (1, Stage.PACK)
     directory.artifact.write_bytes(b"x")

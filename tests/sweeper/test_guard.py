@@ -321,7 +321,11 @@ forever()
 def test_a_command_runs_at_the_niceness_that_is_asked(start: Start) -> None:
     nice = os.getpriority(os.PRIO_PROCESS, 0) + 3
     guarded = start("here('command')\nforever()\n", nice=nice)
-    assert psutil.Process(guarded.pid("command")).nice() == nice
+    pid = guarded.pid("command")
+    assert psutil.Process(pid).nice() == nice
+    # As a session among sessions as well, where the kernel has that.
+    group = Path(f"/proc/{pid}/autogroup")
+    assert not group.exists() or group.read_text().endswith(f" nice {nice}\n")
 
 
 def test_the_guard_knows_its_own_by_the_environment(start: Start, nothing_left: str) -> None:

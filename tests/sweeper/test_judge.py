@@ -141,6 +141,34 @@ def test_an_error_event_says_what_it_was_before_anything_else_does(
     )
 
 
+def test_what_ends_when_its_launcher_dies_counts_only_if_it_finished(tmp_path: Path) -> None:
+    died = guard.LAUNCHER_DIED
+    finished = write_attempt(tmp_path / "finished", stop_reason=died, result=result_facts())
+    assert judge(finished, OVERRIDES).state is AttemptState.FINISHED
+    # As many do that are told to end: well, and without a result.
+    obedient = write_attempt(tmp_path / "obedient", stop_reason=died)
+    assert judge(obedient, OVERRIDES).state is AttemptState.LOST
+    early = write_attempt(tmp_path / "early", stop_reason=died, result=result_facts(), events=[])
+    assert judge(early, OVERRIDES).state is AttemptState.LOST
+
+
+def test_too_little_shared_memory_is_no_full_disk(tmp_path: Path) -> None:
+    said = (
+        "torch.distributed.DistBackendError: NCCL error: Error while creating shared memory "
+        "segment /dev/shm/nccl-Tvfyqg (size 9637888), error: No space left on device (28)"
+    )
+    error = {"kind": "error", "t": 1.0, "code": "crash", "error": "RuntimeError", "rank": 0}
+    error |= {"message": said, "traceback": "T"}
+    attempt = write_attempt(tmp_path / "told", exit_code=1, events=[error])
+    assert judge(attempt, {}).state is AttemptState.CRASHED
+    silent = write_attempt(tmp_path / "silent", exit_code=1, events=[])
+    silent.logs.mkdir(exist_ok=True)
+    silent.stderr.write_text(f"Traceback (most recent call last):\n  File x\n{said}\n")
+    outcome = judge(silent, {})
+    assert outcome.state is AttemptState.CRASHED
+    assert "/dev/shm" in str(outcome.message)
+
+
 def test_a_full_disk_is_told_from_a_crash(tmp_path: Path) -> None:
     error = {"kind": "error", "t": 1.0, "code": "crash", "error": "OSError", "rank": 0}
     error |= {"message": "[Errno 28] No space left on device: 'checkpoint.pt'", "traceback": "T"}

@@ -160,7 +160,7 @@ def test_failed_runs_can_be_opened_again(path: Path) -> None:
 
 @pytest.mark.parametrize("state", RunState)
 def test_a_run_is_over_when_nothing_more_will_happen(state: RunState) -> None:
-    assert state.over == (state in (RunState.FINISHED, RunState.FAILED))
+    assert state.over == (state not in (RunState.PENDING, RunState.RUNNING))
 
 
 # ---- once more

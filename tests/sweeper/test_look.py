@@ -223,7 +223,8 @@ def test_a_view_for_programs(sweep: SweepDir, ledger: Ledger) -> None:
     with hold(sweep):
         table = json.loads(json.dumps(as_table(Observer(sweep, ledger).look())))
     assert (table["schema"], table["name"], table["over"]) == (SCHEMA, "sweep", False)
-    assert table["counts"] == {"pending": 6, "running": 0, "finished": 0, "failed": 0}
+    waiting = {"pending": 6, "running": 0, "finished": 0, "failed": 0, "pruned": 0}
+    assert table["counts"] == waiting
     assert table["notes"][0]["text"] == "it hung"
     assert table["slots"][0] | {"state": "busy", "stage": None} == table["slots"][0]
     assert table["quarantined"] == [{"node": "n", "host": "bad", "why": "it fails"}]

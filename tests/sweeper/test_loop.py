@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -18,7 +19,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from sweeper.cluster import Cluster, Slot
+from sweeper.cluster import Cluster
 from sweeper.driver import Interrupts
 from sweeper.errors import UserError
 from sweeper.layout import SweepDir
@@ -26,6 +27,7 @@ from sweeper.ledger import Ledger
 from sweeper.loop import Loop
 from sweeper.progress import Progress
 from sweeper.rows import AttemptState, RunState
+from sweeper.slots import Remote, Slot
 from sweeper.telling import Teller
 from sweeper.view import Observer
 from tests.sweeper.conftest import ROOT, alive, make_spec, wait_until
@@ -389,7 +391,7 @@ class LostCluster:
     def __init__(self) -> None:
         self.asked = 0
         self.most = 0
-        self.slots = [Slot(actor=None, opening=None)]
+        self.slots = [Slot(cast(Remote, None), opening=Future())]
         self.pools = [self]
         self.runs = self.packing = self
 
@@ -522,6 +524,15 @@ def test_an_artifact_over_the_budget_is_a_result_and_is_marked(
     (row,) = [line for line in table if "too large" in line]
     assert "16,001,000 over!" in row
     assert not any("over!" in line for line in table if "too large" not in line)
+
+
+def test_a_start_after_an_accident_leaves_the_failed_ones(
+    place: Place, head: Head, faulty: Driver
+) -> None:
+    before = attempt_states(place.sweep("faulty"))
+    again = place.resume("faulty", "--address", head.address, "--leave-failed")
+    assert again.wait() == 1, again.said
+    assert attempt_states(place.sweep("faulty")) == before
 
 
 def test_a_second_run_opens_the_failed_ones_again(place: Place, head: Head, faulty: Driver) -> None:

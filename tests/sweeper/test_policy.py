@@ -11,7 +11,6 @@ from sweeper.policy import (
     MAX_FREE,
     Verdict,
     after_attempt,
-    is_node_at_fault,
     may_quarantine,
     seconds_left,
 )
@@ -103,27 +102,6 @@ def test_no_sequence_of_failures_goes_on_for_ever(kinds: frozenset[AttemptState]
     while not ends or after_attempt(ends, max_attempts=5).state is RunState.PENDING:
         ends.append(order[len(ends) % len(order)])
         assert len(ends) <= 5 + MAX_FREE + 1
-
-
-@pytest.mark.parametrize(
-    ("ends", "fault"),
-    [
-        ([], False),
-        ([CRASHED], False),
-        ([CRASHED, CRASHED], True),
-        ([STALLED, LOST], True),
-        ([CRASHED, FINISHED, CRASHED], False),
-        ([CRASHED, CRASHED, FINISHED], False),
-        ([FINISHED, CRASHED, STALLED], True),
-        # Settings, a loss that is no number, a full disk: no fault of the node's.
-        ([AttemptState.USER_ERROR, AttemptState.USER_ERROR], False),
-        ([AttemptState.NONFINITE, CRASHED], False),
-        ([NO_SPACE, NO_SPACE], False),
-        ([STOPPED, STOPPED], False),
-    ],
-)
-def test_two_failures_in_a_row_are_the_nodes(ends: list[AttemptState], fault: bool) -> None:
-    assert is_node_at_fault(ends) is fault
 
 
 def test_the_last_node_is_never_given_up() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -54,6 +56,17 @@ def screen(width: int, height: int, *, terminal: bool = True) -> Console:
 def text_of(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_a_log_without_room_costs_its_lines_and_no_more() -> None:
+    said = False
+    # What had no room is tried once more when the file is closed.
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as file:
+        shown = Progress(Console(file=file))
+        shown.update(view(BUSY, DONE))
+        shown.note("paused")
+        said = True
+    assert said
 
 
 # ---- a terminal

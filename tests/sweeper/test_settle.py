@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -39,7 +40,9 @@ def left_in(ledger: Ledger, sweep: SweepDir, run: int, *stages: Stage) -> Attemp
 
 def end(directory: AttemptDir, code: int = 0) -> None:
     """What the guard says of the stage."""
-    directory.exit.write_text(json.dumps({"exit_code": code, "stop_reason": None, "ended": 5.0}))
+    partial = directory.exit.with_suffix(".partial")
+    partial.write_text(json.dumps({"exit_code": code, "stop_reason": None, "ended": 5.0}))
+    partial.replace(directory.exit)
 
 
 def pack(directory: AttemptDir) -> None:
@@ -52,7 +55,7 @@ def taken(agenda: Agenda) -> list[tuple[int, Stage, bool]]:
     jobs = []
     while any(agenda.waiting(in_slot) for in_slot in (True, False)):
         for in_slot in (False, True):
-            while job := agenda.take(in_slot=in_slot, node="n", nodes={"n"}, now=0.0):
+            while job := agenda.take(in_slot=in_slot, place=("n",), places=[("n",)], now=0.0):
                 jobs.append(job)
     jobs.sort(key=lambda job: job.order)
     return [(job.run.id, job.stage, job.attempt is None) for job in jobs]
@@ -99,6 +102,21 @@ def test_every_stage_is_taken_up_where_it_was(sweep: SweepDir, ledger: Ledger) -
     before = (ledger.runs(), ledger.attempts(), ledger.stages())
     recover(sweep, ledger, "another")
     assert (ledger.runs(), ledger.attempts(), ledger.stages()) == before
+
+
+def test_what_finishes_while_the_next_driver_begins_is_adopted(
+    sweep: SweepDir, ledger: Ledger
+) -> None:
+    attempt = left_in(ledger, sweep, 0, Stage.ALL)
+    attempt.request.write_text("{}")
+    attempt.artifact.write_bytes(b"x" * 100)
+    attempt.result.write_text(json.dumps(result_facts()))
+    # In the directory it is for the guard to say that all has ended.
+    ending = threading.Timer(0.2, end, [attempt])
+    ending.start()
+    recover(sweep, ledger, "session")
+    ending.join()
+    assert [row.state for row in ledger.attempts()] == [AttemptState.FINISHED]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,9 @@ from typing import Any
 import pytest
 
 from sweeper.layout import AttemptDir
-from sweeper.shipping import CHUNK_BYTES, Scratch, Shipment
+from sweeper.shipping import CHUNK_BYTES, RESUMED, Scratch, Shipment
 from sweeper.stages import Stage
+from tests.sweeper.conftest import ROOT
 
 
 @pytest.fixture
@@ -91,6 +95,81 @@ def test_a_launch_after_one_that_broke_off_begins_with_a_clean_directory(
     scratch.drop_scratch()
     scratch.drop_scratch()
     assert not list((tmp_path / "host").iterdir())
+
+
+def test_what_a_killed_slot_has_left_is_removed_by_the_next(
+    tmp_path: Path, scratch: Scratch
+) -> None:
+    code = (
+        "import sys; from sweeper.shipping import Scratch; scratch = Scratch();"
+        "scratch.make_scratch(); scratch.append('file', b'x'); print(flush=True); sys.stdin.read()"
+    )
+    env = os.environ | {"TMPDIR": str(tmp_path / "host")}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=env,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        (its,) = (tmp_path / "host").iterdir()
+        first = Path(scratch.make_scratch())
+        assert (its / "file").exists()
+        other.kill()
+    second = Path(scratch.make_scratch())
+    assert {*(tmp_path / "host").iterdir()} == {second}
+    assert first != second
+
+
+def test_a_checkpoint_goes_along_and_only_a_newer_one_comes_home(
+    tmp_path: Path, scratch: Scratch
+) -> None:
+    earlier, attempt = tmp_path / "1" / "checkpoint.pt", AttemptDir(tmp_path / "2")
+    for directory in (earlier.parent, attempt.path):
+        directory.mkdir()
+    earlier.write_text("of step 5")
+    shipment = ship(scratch, attempt)
+    far = Path(shipment.begin({RESUMED: earlier}))
+    assert (far / RESUMED).read_text() == "of step 5"
+    assert list(attempt.path.iterdir()) == []
+    (far / "checkpoint.pt").write_text("of step 9")
+    shipment.finish()
+    assert [path.name for path in attempt.path.iterdir()] == ["checkpoint.pt"]
+    assert (attempt.path / "checkpoint.pt").read_text() == "of step 9"
+
+
+def test_a_way_home_that_broke_off_is_gone_again_without_a_trace(
+    tmp_path: Path, scratch: Scratch
+) -> None:
+    attempt = AttemptDir(tmp_path / "a")
+    attempt.path.mkdir()
+    attempt.events.write_text("of training\n")
+    answers = [1]  # how many calls are still answered
+
+    def call(method: str, *arguments: Any) -> Any:
+        answers[0] -= 1
+        if answers[0] < 0:
+            raise OSError("no answer")
+        return getattr(scratch, method)(*arguments)
+
+    shipment = Shipment(attempt, call)
+    far = Path(shipment.begin())
+    large = random.Random(1).randbytes(2 * CHUNK_BYTES + 1)
+    contents = {"final_model.int6.ptz": large, "events.jsonl": b"of scoring\n", "exit.json": b"0"}
+    for name, content in contents.items():
+        (far / name).write_bytes(content)
+    failures = 0
+    for answers[0] in range(1, 100):
+        try:
+            shipment.finish()
+            break
+        except OSError:
+            failures += 1
+    assert failures > 3
+    contents["events.jsonl"] = b"of training\nof scoring\n"
+    assert {path.name: path.read_bytes() for path in attempt.path.iterdir()} == contents
 
 
 def test_the_code_goes_to_the_slot_and_does_not_come_home(tmp_path: Path, scratch: Scratch) -> None:

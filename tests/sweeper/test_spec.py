@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sweeper.errors import SpecError, UserError
-from sweeper.spec import MAX_SEED, EnvValue, Packing, SweepSpec, env_text, load_spec
+from sweeper.settings import MAX_SEED, EnvValue, env_text
+from sweeper.spec import Packing, SweepSpec, load_spec
 from tests.sweeper.conftest import ROOT, make_spec
 
 HEAD = 'name = "small"\nseeds = [42, 314]\n'
@@ -125,7 +126,7 @@ BAD: list[tuple[str, str, str]] = [
         "unknown key, nothing close",
         "zzz = 1\n" + HEAD + TRIAL,
         "zzz: unknown key (allowed: name, seeds, metric, workload, resources, limits, packing, "
-        "budget, disk, storage, cost, env, process_env, trial)",
+        "budget, disk, storage, cost, env, process_env, search, stage, trial)",
     ),
     (
         "unknown nested key",
@@ -140,7 +141,7 @@ BAD: list[tuple[str, str, str]] = [
     ),
     ("no name", "seeds = [1]\n" + TRIAL, "name: is missing"),
     ("no seeds", 'name = "small"\n' + TRIAL, "seeds: is missing"),
-    ("no trial", HEAD, "trial: is missing"),
+    ("no trial", HEAD, "trial: at least one table headed [[trial]] is needed"),
     (
         "wrong type",
         HEAD + '[resources]\ngpus_per_run = "two"\n' + TRIAL,

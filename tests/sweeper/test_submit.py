@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from sweeper.errors import UserError
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
 from sweeper.outbox import LEDGER, Piece, Request, results, send
-from sweeper.pull import PARTIAL, Target, safe
+from sweeper.pull import PARTIAL, Target, pull, safe
 from sweeper.spec import load_spec
 from sweeper.submit import JobRow, Submission, check_size, choose_id, content_hash, stage
 from tests.sweeper.conftest import wait_until
@@ -147,6 +148,20 @@ def test_a_setting_on_the_command_line_stands_for_the_specs_own(tmp_path: Path) 
     staged(tmp_path / "sent", env='DATA_DIR = "data"', DATA_DIR="/data")
     with pytest.raises(UserError, match="DATA_DIR = 'mine'"):
         staged(tmp_path / "other", DATA_DIR="mine")
+
+
+@pytest.mark.parametrize(
+    ("root", "lasts"),
+    [("/data/runs", True), ("~/runs", True), ("~", True), ("runs", False), ("~runs", False)],
+)
+def test_a_sweep_is_kept_outside_of_its_job(here: Path, root: str, lasts: bool) -> None:
+    spec = here / "spec.toml"
+    spec.write_text(SPEC.format(workload="", env=""))
+    target = here / "sent"
+    target.mkdir()
+    submission = Submission(spec=spec, env={}, root=root)
+    with contextlib.nullcontext() if lasts else pytest.raises(UserError, match=f"--root {root}: "):
+        stage(load_spec(spec), submission, target)
 
 
 def test_what_is_too_large_is_named(tmp_path: Path) -> None:
@@ -345,6 +360,15 @@ def test_an_answer_that_is_damaged_is_not_taken(tmp_path: Path) -> None:
 def test_a_path_that_leads_out_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="nothing is written there"):
         safe(name)
+
+
+@pytest.mark.parametrize("name", ["/etc", "..", "../mine", "", "a/b", "sent\n"])
+def test_a_sweep_whose_name_leads_elsewhere_is_not_asked_for(tmp_path: Path, name: str) -> None:
+    told: list[str] = []  # to the cluster, which has no client here: it would be an AttributeError
+    with pytest.raises(UserError, match=r"calls its sweep .*, which is no name of one"):
+        pull(None, replace(ROW, sweep=name), tmp_path / "near", told.append)
+    assert not told
+    assert not (tmp_path / "near").exists()
 
 
 def test_what_is_sent_leaves_the_log_when_the_sender_is_told_to_end(
