@@ -6,21 +6,20 @@ import argparse
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from sweeper import cli_jobs, cli_watch
+from sweeper import cli_jobs, cli_search, cli_stats, cli_watch
+from sweeper.exits import INTERRUPTED, OK, OUR_FAULT, SOME_FAILED, WRONG_USE
 from sweeper.options import add_root, add_settings
 
 if TYPE_CHECKING:
     from sweeper.layout import SweepDir
     from sweeper.spec import SweepSpec
-
-# Exit codes, for scripts.
-OK, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,14 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("run", help="run a sweep, or what is left of it")
-    command.add_argument("spec", type=Path, metavar="SPEC", help="a .toml file, see jobs/specs/")
+    _add_spec(command)
     command.add_argument(
         "--extend", action="store_true", help="the spec has more seeds or trials than the sweep"
     )
-    add_settings(command)
-    _add_cluster(command)
-    add_root(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, searches=False)
+
+    command = commands.add_parser("search", help="run a search, or what is left of it")
+    _add_spec(command)
+    command.set_defaults(run=run, searches=True, extend=False)
 
     command = commands.add_parser("resume", help="go on with a sweep, by its name alone")
     command.add_argument("name", metavar="NAME")
@@ -53,9 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="a sweep's results: a row a configuration")
     command.add_argument("name", metavar="NAME")
     command.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
+    command.add_argument("--figures", action="store_true", help="draw it; says which files")
     add_root(command)
     command.set_defaults(run=report)
 
+    cli_search.add(commands)
+    cli_stats.add(commands)
     cli_jobs.add(commands)
 
     command = commands.add_parser(
@@ -70,6 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_spec(command: argparse.ArgumentParser) -> None:
+    command.add_argument("spec", type=Path, metavar="SPEC", help="a .toml file, see jobs/specs/")
+    add_settings(command)
+    _add_cluster(command)
+    add_root(command)
+
+
 def _add_cluster(command: argparse.ArgumentParser) -> None:
     command.add_argument("--address", help="a running Ray cluster (default: $RAY_ADDRESS, or none)")
     command.add_argument("--num-cpus", type=int, metavar="N", help="of the Ray started here")
@@ -78,6 +88,11 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         "--update-code",
         action="store_true",
         help="what is left runs today's code, not the copy that the sweep began with",
+    )
+    command.add_argument(
+        "--leave-failed",
+        action="store_true",
+        help="do not try runs again that have failed: for a start that follows an accident",
     )
     command.add_argument(
         "--stop-seconds",
@@ -95,10 +110,13 @@ def _version() -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from sweeper.errors import UserError
     from sweeper.layout import SweepDir, root_from
     from sweeper.spec import load_spec
 
     spec = load_spec(arguments.spec, env=dict(arguments.env))
+    if arguments.searches and spec.search is None:
+        raise UserError(f"{arguments.spec}: no [search] in it; `sweeper run` runs what it lists")
     sweep = SweepDir(root_from(arguments.root) / spec.name)
     text = arguments.spec.read_text(encoding="utf-8")
     drive = partial(_drive, arguments, spec, sweep, spec_text=text, extend=arguments.extend)
@@ -117,26 +135,27 @@ def resume(arguments: argparse.Namespace) -> int:
     return _keep(partial(_drive, arguments, spec, sweep), arguments.address, spec.name)
 
 
-def _keep(drive: Callable[[], int], address: str | None, name: str) -> int:
+def _keep(drive: Callable[[bool], int], address: str | None, name: str) -> int:
     """Drive; on a cluster that is not ours, again after it has lost its head."""
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
-        return drive()
+        return drive(False)
     from sweeper.keeper import keep
     from sweeper.progress import say
 
-    return keep(partial(_call, drive), address, say, name)
+    return keep(lambda again: _call(partial(drive, again)), address, say, name)
 
 
 def _drive(
     arguments: argparse.Namespace,
     spec: SweepSpec,
     sweep: SweepDir,
+    again: bool,
     *,
     spec_text: str = "",
     extend: bool = False,
 ) -> int:
-    """Run what is left of a sweep, and print its results."""
+    """Run what is left of a sweep, and print its results; `again` after a driver that died."""
     from contextlib import redirect_stdout
 
     from sweeper.cluster import ClusterOptions
@@ -159,6 +178,7 @@ def _drive(
                 progress=Progress(),
                 extend=extend,
                 update_code=arguments.update_code,
+                leave_failed=again or arguments.leave_failed,
                 stop_seconds=arguments.stop_seconds,
             )
     except KeyboardInterrupt:
@@ -181,9 +201,14 @@ def _shown(path: Path) -> Path:
 
 def report(arguments: argparse.Namespace) -> int:
     from sweeper.aggregate import report as report_text
+    from sweeper.aggregate import write_pictures
     from sweeper.layout import SweepDir, root_from
+    from sweeper.progress import say
 
-    print(report_text(SweepDir(root_from(arguments.root) / arguments.name), arguments.format))
+    sweep = SweepDir(root_from(arguments.root) / arguments.name)
+    print(report_text(sweep, arguments.format))
+    if arguments.figures:
+        say("\n".join(f"{_shown(path)}" for path in write_pictures(sweep)) or "nothing to draw yet")
     return OK
 
 
@@ -210,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _call(command: Callable[[], int]) -> int:
-    """A command's exit code. What the user did wrong is said in one line."""
+    """A command's exit code (sweeper/exits.py). What the user did wrong is said in one line."""
     from sweeper.errors import UserError
 
     try:
@@ -224,9 +249,12 @@ def _call(command: Callable[[], int]) -> int:
         # The reader (`| head`) has seen enough; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+            return OUR_FAULT
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         print(f"error: {what}; make room, then the same command goes on", file=sys.stderr)
         return WRONG_USE

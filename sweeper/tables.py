@@ -91,9 +91,10 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def as_table(trials: pd.DataFrame, runs: pd.DataFrame, spec: SweepSpec) -> str:
     """The table for a terminal, as wide as it needs to be."""
+    # A search's trials have as many of them as it took to judge each.
+    seeds = "" if spec.search is not None else " " + ", ".join(map(str, spec.seeds))
     table = Table(
-        title=f"{spec.name}: val_bpb of the artifact, mean ± sample std over seeds "
-        + ", ".join(map(str, spec.seeds)),
+        title=f"{spec.name}: val_bpb of the artifact, mean ± sample std over seeds{seeds}",
         title_justify="left",
     )
     for heading in headings(trials):

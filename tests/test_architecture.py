@@ -16,7 +16,13 @@ ROOMS = ("model", "sweeper", "jobs")
 # Room -> the rooms it must not import.
 FORBIDDEN_ROOMS = {"model": {"sweeper", "jobs", "tests"}, "sweeper": {"model", "jobs", "tests"}}
 # Library -> the modules that import it; the bench's peers are what the sweeper is measured against.
-ONLY_IN = {"ray": ("sweeper.cluster", "jobs.bench.peers"), "optuna": ("sweeper.study",)}
+ONLY_IN = {
+    "ray": ("sweeper.cluster", "jobs.bench.peers"),
+    # The two of the benches are what ours is held against.
+    "optuna": ("sweeper.study", "jobs.bench.plain_study", "jobs.bench.plain_search"),
+    "optuna_dashboard": ("sweeper.exhibit",),
+    "matplotlib": ("sweeper.drawing", "sweeper.figures", "jobs.plots"),
+}
 # Module -> all that it may import of ours. The others are held by their room and by the cycles.
 MAY_IMPORT: dict[str, set[str]] = {
     "model.fields": set(),
@@ -51,9 +57,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeper.stages": set(),
     "sweeper.schema": set(),
     "sweeper.stats": set(),
+    "sweeper.power": set(),
+    "sweeper.drawing": set(),
+    "sweeper.sensitivity": {"sweeper.surrogate"},
+    "sweeper.curves": {"sweeper.layout", "sweeper.ledger", "sweeper.logreader", "sweeper.rows"},
     "sweeper.layout": {"sweeper.stages"},
     "sweeper.contract": {"sweeper.errors"},
-    "sweeper.spec": {"sweeper.errors"},
+    "sweeper.settings": set(),
+    "sweeper.space": {"sweeper.settings"},
+    "sweeper.search": {"sweeper.settings", "sweeper.space"},
+    "sweeper.spec": {"sweeper.errors", "sweeper.search", "sweeper.settings", "sweeper.space"},
+    "sweeper.entries": set(),
+    "sweeper.pareto": set(),
+    "sweeper.surrogate": set(),
+    "sweeper.racing": {"sweeper.stats", "sweeper.surrogate"},
+    "sweeper.proposal": {"sweeper.racing", "sweeper.surrogate"},
+    "sweeper.journal": set(),
+    "sweeper.study": {
+        *("sweeper.entries", "sweeper.errors", "sweeper.journal", "sweeper.search"),
+        "sweeper.space",
+    },
     "sweeper.rows": {"sweeper.stages"},
     "sweeper.ledger": {
         *("sweeper.errors", "sweeper.rows", "sweeper.schema", "sweeper.spec", "sweeper.stages"),
@@ -64,16 +87,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeper.eta": {"sweeper.rows"},
     "sweeper.metrics": {"sweeper.rows", "sweeper.pulse", "sweeper.view"},
     "sweeper.shipping": {"sweeper.layout", "sweeper.stages"},
-    "sweeper.launch": {"sweeper.guard", "sweeper.layout", "sweeper.stages", "sweeper.stall"},
+    "sweeper.standby": {"sweeper.guard"},
+    "sweeper.launch": {
+        *("sweeper.guard", "sweeper.layout", "sweeper.stages", "sweeper.stall"),
+        "sweeper.standby",
+    },
     "sweeper.scores": set(),
     "sweeper.adapters": {"sweeper.contract", "sweeper.scores"},
     "sweeper.logreader": {"sweeper.adapters", "sweeper.contract", "sweeper.layout"},
     "sweeper.stall": {"sweeper.layout", "sweeper.logreader"},
     "sweeper.failure": {"sweeper.layout", "sweeper.logreader"},
-    "sweeper.snapshot": {"sweeper.errors", "sweeper.layout", "sweeper.spec"},
+    "sweeper.snapshot": {"sweeper.errors", "sweeper.layout", "sweeper.settings", "sweeper.spec"},
     "sweeper.tables": {"sweeper.spec"},
     "sweeper.gang": {
         *("sweeper.failure", "sweeper.launch", "sweeper.layout", "sweeper.shipping"),
+        "sweeper.standby",
     },
 }
 # Module -> all of ours that may import it.
@@ -88,8 +116,8 @@ IMPORTED_BY: dict[str, set[str]] = {
     "sweeper.session": {"sweeper.cli"},
     "sweeper.loop": {"sweeper.session"},
     "sweeper.schema": {"sweeper.ledger"},
-    "sweeper.shipping": {"sweeper.cluster", "sweeper.gang"},
-    "sweeper.gang": {"sweeper.cluster"},
+    "sweeper.shipping": {"sweeper.cluster", "sweeper.gang", "sweeper.loop", "sweeper.slots"},
+    "sweeper.gang": {"sweeper.capacity", "sweeper.cluster", "sweeper.slots"},
     "sweeper.cluster": {
         *("sweeper.cli", "sweeper.cli_jobs", "sweeper.loop", "sweeper.session"),
         "sweeper.telling",
