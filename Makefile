@@ -1,6 +1,6 @@
 # `make demo` and `make test` do everything on a fresh machine; the rest are their parts.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint clean
+.PHONY: help install packages demo test test-all lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +25,18 @@ $(VENV)/.installed: pyproject.toml
 
 install: $(VENV)/.installed
 
+# What some tests use and skip without: a browser for the dashboard, network namespaces.
+# Installed where that is nobody's decision but ours: as root, by apt.
+packages:
+	@if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		for pair in chromium:chromium ip:iproute2; do \
+			command -v $${pair%%:*} >/dev/null && continue; \
+			echo "Installing Debian's $${pair##*:} for the tests ..."; \
+			{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $${pair##*:}; } \
+				>/dev/null 2>&1 || echo "make: $${pair##*:} cannot be installed; some tests are skipped"; \
+		done; \
+	fi
+
 demo: install
 	@$(BIN)/sweeper data sample --vocab-size 1024 --out data
 	@$(BIN)/sweeper run jobs/specs/demo.toml
@@ -34,10 +46,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint packages
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: lint
+test-all: lint packages
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 clean:

@@ -1,4 +1,4 @@
-"""Optuna's own ways to look at a search: importances, and a copy of its studies to be shown.
+"""A copy of a search's studies, to be shown in Optuna's dashboard.
 
 The copy lives in memory and is made from the ledger, so that a browser can change nothing of a
 search, a search under way is disturbed by nobody, and a study in any storage is shown alike.
@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 import optuna_dashboard
 
-from sweeper import study
 from sweeper.entries import EntryState, Told
 from sweeper.search import Direction, Search
 from sweeper.study import MissingFileError, Study, open_memory
@@ -28,22 +27,6 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 UID = "shown"
 HOSTS = ("127.0.0.1", "localhost")
 CORS = "access-control-"
-FEWEST = 4  # configurations of which some importance can be spoken of
-# As many of the best as the method wants at least, but no more than half of all.
-BEST, LEAST_SHARE, MOST_SHARE = 5, 0.1, 0.5
-
-
-def best_share(count: int) -> float:
-    """The part of so many configurations that counts as the best."""
-    return min(MOST_SHARE, max(LEAST_SHARE, BEST / count))
-
-
-def importances(
-    search: Search, senses: Sequence[Direction], told: Sequence[Told]
-) -> dict[str, float]:
-    """As Optuna has them (sweeper/study.py); empty where there are fewer than FEWEST."""
-    count = sum(each.state is EntryState.COMPLETE for each in told)
-    return {} if count < FEWEST else study.importances(search, senses, told, best_share(count))
 
 
 @dataclass(frozen=True, kw_only=True)

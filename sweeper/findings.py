@@ -26,6 +26,10 @@ from sweeper.standings import (
 from sweeper.stats import CONFIDENCE, Summary
 from sweeper.surrogate import Observation, fit
 
+FEWEST = 4  # configurations of which some importance can be spoken of
+# As many of the best as the method wants at least, but no more than half of all.
+BEST, LEAST_SHARE, MOST_SHARE = 5, 0.1, 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
@@ -116,7 +120,10 @@ def find(ledger: Ledger) -> Findings:
     confirming = _confirming(stages)
     several = len(spec.search.objectives) > 1
     sigmas = {stage.rung.name: noise_of(stage, spec.search).sigma for stage in stages}
-    tables = [None if several else table_of(stage, spec.search) for stage in (choosing, confirming)]
+    tables = [
+        None if several else table_of(stage, spec.search, stages)
+        for stage in (choosing, confirming)
+    ]
     fresh_front = confirming is not None and any(map(confirming.eligible, confirming.rows))
     most = max(stages, key=lambda stage: sum(map(stage.eligible, stage.rows)))
     weights = _importances(most, spec.search, sigmas[most.rung.name])
@@ -125,7 +132,7 @@ def find(ledger: Ledger) -> Findings:
         spec=spec,
         stages=tuple(stages),
         runs=stages_of_runs(stages),
-        winner=None if several else _winner(spec.search, choosing, confirming),
+        winner=None if several else _winner(spec.search, stages, choosing, confirming),
         choosing=tables[0],
         confirming=tables[1],
         front=front(confirming if fresh_front else choosing) if several else (),
@@ -155,13 +162,20 @@ def _confirming(stages: Sequence[Standings]) -> Standings | None:
     return scored[-1] if scored else fresh[0] if fresh else None
 
 
+def best_share(count: int) -> float:
+    """The part of so many configurations that counts as the best."""
+    return min(MOST_SHARE, max(LEAST_SHARE, BEST / count))
+
+
 def _importances(stage: Standings, search: Search, sigma: float) -> dict[str, Importance]:
     """Of the first objective by the surrogate, of all by Optuna; empty where too few are known."""
-    from sweeper.exhibit import importances  # optuna takes a second
     from sweeper.sensitivity import total_indices
+    from sweeper.study import importances  # optuna takes a second
 
     eligible = [stage.told(row) for row in stage.rows if stage.eligible(row)]
-    best = importances(search, stage.senses, eligible)
+    if len(eligible) < FEWEST:
+        return {}
+    best = importances(search, stage.senses, eligible, best_share(len(eligible)))
     seen = [
         Observation(params=each.params, seed=seed, score=score)
         for each in stage.candidates()
@@ -181,12 +195,15 @@ def _importances(stage: Standings, search: Search, sigma: float) -> dict[str, Im
 
 
 def _winner(
-    search: Search, choosing: Standings | None, confirming: Standings | None
+    search: Search,
+    stages: Sequence[Standings],
+    choosing: Standings | None,
+    confirming: Standings | None,
 ) -> Winner | None:
     """The first that went on to fresh seeds; before that the best so far."""
     if choosing is None:
         return None
-    chosen = table_of(choosing, search, top=len(choosing.rows))
+    chosen = table_of(choosing, search, stages, top=len(choosing.rows))
     if chosen is None:
         return None
     first = confirming.rows[0] if confirming is not None else None

@@ -19,7 +19,7 @@ from sweeper.entries import Entry, EntryState
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
 from sweeper.pareto import front_of
-from sweeper.racing import Noise, Verdict
+from sweeper.racing import Verdict
 from sweeper.rows import AttemptState, RunRow, RunState
 from sweeper.search import Rung
 from sweeper.space import Params, complete, grid
@@ -30,6 +30,8 @@ from sweeper.standings import (
     Standings,
     axes_of,
     comparable,
+    noise_of,
+    ranking,
     read_standings,
     standing_of,
 )
@@ -213,7 +215,7 @@ class Planner:
             stage.candidates(),
             stage.seeds,
             self._axes,
-            self._noise(stage),
+            noise_of(stage, self.search),
             margin=self.search.racing.margin,
             confidence=self.search.racing.confidence,
             beside=comparable(self._stages, stage),
@@ -259,9 +261,10 @@ class Planner:
 
     def best(self, stage: Standings) -> list[Standing]:
         """The fully replicated configurations of a stage that fit, the best first."""
-        beside = comparable(self._stages, stage)
-        ranked = racing.rank(stage.candidates(), self._axes, self._noise(stage), beside=beside)
-        rows = [stage.rows[each.number] for each in ranked]
+        if stage.rung.fresh:  # whose seeds choose nothing
+            rows = list(stage.rows)
+        else:
+            rows = [stage.rows[each.number] for each in ranking(self._stages, stage, self.search)]
         ordered = [row for row in rows if stage.eligible(row)]
         if len(stage.objectives) == 1:
             return ordered
@@ -304,7 +307,7 @@ class Planner:
             candidates[row.entry.number],
             racing.incumbent(candidates, seeds),
             seeds,
-            self._noise(stage),
+            noise_of(stage, self.search),
             margin=self.search.racing.margin,
             confidence=self.search.racing.confidence,
         )
@@ -313,10 +316,6 @@ class Planner:
         entry = replace(row.entry, state=state, reason=reason, seeds=tuple(row.evidence))
         self.book.settle(entry)
         self._show(self._put(replace(row, entry=entry)))
-
-    def _noise(self, stage: Standings) -> Noise:
-        prior = Noise(sigma=self.search.racing.sigma, df=self.search.racing.sigma_df)
-        return racing.pooled_noise(stage.candidates(), prior)
 
     def _may_run(self) -> bool:
         return may_run(self.spec, self.ledger, self._runs, self._stages, self._place)

@@ -6,7 +6,7 @@ All numbers are in the objective's own unit and sense; what is `behind` the best
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeper import racing
@@ -14,7 +14,7 @@ from sweeper.entries import EntryState
 from sweeper.power import Design, detectable
 from sweeper.racing import Gap, Noise, Ranked
 from sweeper.search import Search
-from sweeper.standings import Standing, Standings, axes_of, noise_of
+from sweeper.standings import Standing, Standings, noise_of, ranking
 from sweeper.stats import CONFIDENCE, Summary, t_quantile
 
 TOP = 10
@@ -93,20 +93,22 @@ class Sight:
     hidden: tuple[str, ...]
 
 
-def table_of(stage: Standings | None, search: Search, top: int = TOP) -> Table | None:
+def table_of(
+    stage: Standings | None, search: Search, stages: Sequence[Standings] = (), top: int = TOP
+) -> Table | None:
     """The best of a stage beside the best one; None where nothing was scored in it.
 
     In a stage of fresh seeds the order is that in which they were chosen, since these seeds choose
     nothing, and there is no table before the first has all of them. In the others it is what the
-    surrogate believes.
+    surrogate believes, by all that the search's `stages` say.
     """
     if stage is None or not any(row.evidence for row in stage.rows):
         return None
     if stage.rung.fresh and not stage.eligible(stage.rows[0]):
         return None
-    noise, axes = noise_of(stage, search), axes_of(search)
+    noise = noise_of(stage, search)
     candidates = {each.number: each for each in stage.candidates()}
-    ranked = {each.number: each for each in racing.rank(list(candidates.values()), axes, noise)}
+    ranked = {each.number: each for each in ranking(stages, stage, search)}
     rows = [row for row in stage.rows if row.evidence and stage.eligible(row)]
     if not stage.rung.fresh:
         rows.sort(key=lambda row: _place(stage, row, ranked))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sweeper.exhibit import best_share
-from sweeper.findings import Findings, Winner
+from sweeper.findings import Findings, Winner, best_share
 from sweeper.rivals import POWER, Rival, Sight, Table
 from sweeper.stats import CONFIDENCE, Summary
 

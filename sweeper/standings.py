@@ -13,7 +13,7 @@ from typing import Any
 from sweeper.book import Book
 from sweeper.entries import Entry, EntryState, Evidence, Told, told
 from sweeper.ledger import Ledger
-from sweeper.racing import Candidate, Noise, pooled_noise
+from sweeper.racing import Candidate, Noise, Ranked, pooled_noise, rank
 from sweeper.rows import AttemptState, RunRow, RunState
 from sweeper.search import Direction, Rung, Search
 from sweeper.stats import Summary, summarise
@@ -198,6 +198,16 @@ def comparable(stages: Sequence[Standings], stage: Standings) -> list[Candidate]
         if earlier.rung.env == stage.rung.env and earlier.objectives == stage.objectives:
             found += earlier.candidates()
     return found
+
+
+def ranking(stages: Sequence[Standings], stage: Standings, search: Search) -> list[Ranked]:
+    """What is believed of a stage's candidates by all scores that mean the same, best first."""
+    return rank(
+        stage.candidates(),
+        axes_of(search),
+        noise_of(stage, search),
+        beside=comparable(stages, stage),
+    )
 
 
 def standing_of(
