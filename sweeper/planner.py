@@ -24,7 +24,7 @@ from sweeper.rows import AttemptState, RunRow, RunState
 from sweeper.search import Rung
 from sweeper.space import Params, complete, grid
 from sweeper.spec import SweepSpec, TrialSpec
-from sweeper.spending import may_run
+from sweeper.spending import may_run, runs_left
 from sweeper.standings import (
     Standing,
     Standings,
@@ -218,6 +218,7 @@ class Planner:
             noise_of(stage, self.search),
             margin=self.search.racing.margin,
             confidence=self.search.racing.confidence,
+            left=runs_left(self.spec, self._runs, self._stages, self._place),
             beside=comparable(self._stages, stage),
         )
         return None if chosen is None else self._want(stage.rows[chosen.number], chosen.seed)

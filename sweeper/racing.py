@@ -218,6 +218,7 @@ def next_run(
     *,
     margin: float = 0.0,
     confidence: float = 0.95,
+    left: int | None = None,
     beside: Sequence[Candidate] = (),
 ) -> Next | None:
     """Which of the chosen gets its next seed; None: nothing more is worth a run, or only later.
@@ -225,29 +226,34 @@ def next_run(
     First each gets one seed. Then whoever leads by all evidence gets all its seeds, since only
     fully replicated candidates may win; when it has them, the run goes where it is expected to
     improve the choice the most (the knowledge gradient: Frazier, Powell and Dayanik, 2009). Runs in
-    flight count as if they brought what is expected of them.
+    flight count as if they brought what is expected of them. Where only so many runs are `left`,
+    they do not go to a leader that cannot have all its seeds, unless another already has.
     """
     best = incumbent(candidates, len(seeds))
-    open_ = [
+    alive = [
         each
         for each in candidates
-        if after_seed(each, best, len(seeds), noise, margin=margin, confidence=confidence)
-        is Verdict.MORE
+        if each.feasible
+        and after_seed(each, best, len(seeds), noise, margin=margin, confidence=confidence)
+        is not Verdict.STOP
     ]
-    waiting = [each for each in open_ if _next_seed(each, seeds) is not None]
-    for each in waiting:
+    waiting = {each.number: each for each in alive if _missing(each, seeds)}
+    for each in waiting.values():
         if not each.scores and not each.running:
             return _next(each, seeds)
-    known = [each for each in candidates if each.feasible and each.scores]
+    known = [each for each in alive if each.scores]
     if not waiting or not known:
         return None
     surrogate = _believed([*candidates, *beside], axes, noise)
     flying = [(each.params, seed) for each in candidates for seed in sorted(each.running)]
     surrogate = surrogate.given([params for params, _ in flying], [seed for _, seed in flying])
-    alive = {each.number for each in open_} | ({best.number} if best is not None else set())
-    ranked = [each for each in _ranked(known, surrogate) if each.number in alive]
-    chosen = _worthiest(ranked, {each.number for each in waiting}, noise)
-    return next((_next(each, seeds) for each in waiting if each.number == chosen), None)
+    ranked = _ranked(known, surrogate)
+    if best is None and left is not None:
+        full = {n for n, each in waiting.items() if len(_missing(each, seeds)) <= left}
+        first = next((each.number for each in ranked if each.number in full), None)
+        return None if first is None else _next(waiting[first], seeds)
+    chosen = _worthiest(ranked, set(waiting), noise)
+    return None if chosen is None else _next(waiting[chosen], seeds)
 
 
 def _worthiest(ranked: Sequence[Ranked], waiting: set[int], noise: Noise) -> int | None:
@@ -270,17 +276,14 @@ def _gradient(each: Ranked, ranked: Sequence[Ranked], noise: Noise) -> float:
     return moves * density - behind * math.erfc(z / math.sqrt(2)) / 2
 
 
-def _next_seed(candidate: Candidate, seeds: Sequence[int]) -> int | None:
-    return next(
-        (each for each in seeds if each not in candidate.scores and each not in candidate.running),
-        None,
-    )
+def _missing(candidate: Candidate, seeds: Sequence[int]) -> list[int]:
+    """The seeds that it has not, and that are not under way."""
+    there = candidate.scores.keys() | candidate.running
+    return [each for each in seeds if each not in there]
 
 
 def _next(candidate: Candidate, seeds: Sequence[int]) -> Next:
-    seed = _next_seed(candidate, seeds)
-    assert seed is not None
-    return Next(number=candidate.number, seed=seed)
+    return Next(number=candidate.number, seed=_missing(candidate, seeds)[0])
 
 
 # ---- a budget's shares

@@ -6,6 +6,7 @@ A stage of a search (screen, race, confirm) is called a rung in the code, since 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -18,6 +19,7 @@ from sweeper.space import Param, check_space, grid
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "grid", "qmc")
 # What a search is over when nothing else is said about its stages.
 DEFAULT_RUNG = "race"
+LEAST_DIVIDED = 12  # runs
 # Results that a search can be judged by; lower is better unless it says otherwise.
 OBJECTIVES = (
     *("val_bpb", "val_loss", "prequant_val_bpb", "prequant_val_loss", "quant_val_bpb"),
@@ -139,6 +141,29 @@ class Search(Table):
         if self.directions:
             return self.directions
         return tuple("minimize" for _ in self.objectives)
+
+
+def default_rungs(search: Search, common: Sequence[int]) -> tuple[Rung, ...]:
+    """The stages of a search that names none.
+
+    A budget of runs is divided between a screen by one seed each, a race of the best and fresh
+    seeds for the winner; the shares did best in simulations (jobs/bench/search.py). Without one,
+    or where nothing can be left out, there is one stage in which all are raced over all seeds.
+    """
+    runs = search.budget.runs
+    whole = search.sampler == "grid" or len(search.objectives) > 1
+    if runs is None or runs < LEAST_DIVIDED or whole:
+        return (Rung(name=DEFAULT_RUNG, seeds=len(common)),)
+    from sweeper.racing import divide  # numpy, which the command line does without
+
+    shares = divide(runs)
+    unused = (seed for seed in itertools.count(1) if seed not in common)
+    fresh = tuple(itertools.islice(unused, shares.confirm_seeds))
+    return (
+        Rung(name="screen", seeds=1, runs=shares.screen_runs),
+        Rung(name="race", seeds=len(common), top=shares.race_top, runs=shares.race_runs),
+        Rung(name="confirm", seeds=fresh, top=shares.confirm_top),
+    )
 
 
 def check_rungs(rungs: Sequence[Rung], common: Sequence[int], search: Search) -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from sweeper.errors import SpecError
-from sweeper.search import DEFAULT_RUNG, Budget, Pruner, Racing, Rung, Search, check_rungs
+from sweeper.search import Budget, Pruner, Racing, Rung, Search, check_rungs, default_rungs
 from sweeper.settings import PATH_NAME, RESERVED, Env, Seed, Table, env_text
 from sweeper.space import Param, check_point
 
@@ -216,7 +216,9 @@ class SweepSpec(Table):
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """The stages of a search, those that it has when none are given as well."""
-        return self.stages or (Rung(name=DEFAULT_RUNG, seeds=len(self.seeds)),)
+        if self.stages or self.search is None:
+            return self.stages
+        return default_rungs(self.search, self.seeds)
 
     def _check_trials_differ(self) -> None:
         seen: dict[str, str] = {}

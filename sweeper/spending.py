@@ -14,6 +14,23 @@ from sweeper.standings import Standings
 RunKey = tuple[int, int]  # a trial's number and a seed
 
 
+def runs_left(
+    spec: SweepSpec,
+    runs: Mapping[RunKey, RunRow],
+    stages: Sequence[Standings],
+    at_work: int,
+) -> int | None:
+    """How many more runs the stage at work may make; None where only time or trials end it."""
+    assert spec.search is not None
+    rung, most = spec.rungs[at_work], spec.search.budget.runs
+    left = []
+    if rung.runs is not None:
+        left.append(rung.runs - _made(stages[: at_work + 1], runs))
+    if most is not None:
+        left.append(most - len(runs) - _kept(spec, at_work))
+    return max(0, min(left)) if left else None
+
+
 def may_run(
     spec: SweepSpec,
     ledger: Ledger,
@@ -23,12 +40,9 @@ def may_run(
 ) -> bool:
     """Whether one more run of a stage is within its share and within the search's budget."""
     assert spec.search is not None
-    rung, budget = spec.rungs[at_work], spec.search.budget
-    if rung.runs is not None and _made(stages[: at_work + 1], runs) >= rung.runs:
+    if runs_left(spec, runs, stages, at_work) == 0:
         return False
-    kept = _kept(spec, at_work)
-    if budget.runs is not None and len(runs) + 1 + kept > budget.runs:
-        return False
+    budget, kept = spec.search.budget, _kept(spec, at_work)
     hours = math.inf if budget.gpu_hours is None else budget.gpu_hours
     if budget.usd is not None and spec.cost is not None:
         hours = min(hours, budget.usd / spec.cost.usd_per_gpu_hour)

@@ -34,9 +34,9 @@ CLIFF = 3.0
 CONSTANT = 4.0
 JITTER = 1e-8
 # Log-normal priors, mean and standard deviation of the logarithm; lengths in parts of a range.
-AMPLITUDE = (0.0, 0.7)
+AMPLITUDE = (0.7, 0.7)
 SEED_EFFECT = (-2.0, 1.0)
-LENGTH = (0.0, 0.7)
+LENGTH = (-0.35, 0.7)
 # Most of their standard deviations that a scale may be from the middle of its prior.
 REACH = 4.0
 # Of a noise that is not known, in standard deviations of the scores.

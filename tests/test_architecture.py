@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeper.contract": {"sweeper.errors"},
     "sweeper.settings": set(),
     "sweeper.space": {"sweeper.settings"},
-    "sweeper.search": {"sweeper.settings", "sweeper.space"},
+    "sweeper.search": {"sweeper.racing", "sweeper.settings", "sweeper.space"},
     "sweeper.spec": {"sweeper.errors", "sweeper.search", "sweeper.settings", "sweeper.space"},
     "sweeper.entries": set(),
     "sweeper.pareto": set(),

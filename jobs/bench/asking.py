@@ -68,6 +68,7 @@ def measure(
             "name": "asking",
             "seeds": [42],
             "search": {"space": SPACE, "storage": urls[1], "budget": {"runs": 10 * finished}},
+            "stage": [{"name": "race", "seeds": 1}],
         }
     )
     assert spec.search is not None

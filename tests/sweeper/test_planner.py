@@ -169,6 +169,15 @@ def test_a_budget_of_runs_is_kept_with_the_later_stages_in_it(tmp_path: Path, bu
         assert [entry.state for entry in play.entries("confirm")] == [EntryState.COMPLETE]
 
 
+def test_a_budget_of_runs_alone_is_divided(tmp_path: Path) -> None:
+    with playing(search_spec(search={"budget": {"runs": 24}}, stage=[]), tmp_path) as play:
+        assert play.go_on() <= 24
+        assert [stage.rung.name for stage in play.planner._stages] == ["screen", "race", "confirm"]
+        confirm = play.entries("confirm")
+        assert [entry.state for entry in confirm] == [EntryState.COMPLETE]
+        assert not set(confirm[0].seeds) & set(SEEDS)
+
+
 def test_a_number_of_trials_ends_a_search(tmp_path: Path) -> None:
     stage = [{"name": "race", "seeds": 1}]
     with playing(search_spec(search={"budget": {"trials": 5}}, stage=stage), tmp_path) as play:
