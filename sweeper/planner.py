@@ -19,6 +19,7 @@ from sweeper.entries import Entry, EntryState
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
 from sweeper.pareto import front_of
+from sweeper.proposal import propose
 from sweeper.racing import Verdict
 from sweeper.rows import AttemptState, RunRow, RunState
 from sweeper.search import Rung
@@ -173,7 +174,7 @@ class Planner:
         return None
 
     def _next_configuration(self) -> tuple[int, Params, str] | None:
-        """Those listed come first, then the grid's or the sampler's: its number and name."""
+        """Those listed come first, then the grid's or a sampler's: its number and name."""
         count = len(self.stage.rows)
         if count < len(self.spec.trials):
             listed = self.spec.trials[count]
@@ -182,6 +183,11 @@ class Planner:
             points = grid(self.search.space)
             place = count - len(self.spec.trials)
             return (count, points[place], f"t{count}") if place < len(points) else None
+        if self.search.sampler == "surrogate":
+            sigma = noise_of(self.stage, self.search).sigma
+            seed, candidates = self.search.seed, self.stage.candidates()
+            params = propose(self._axes, candidates, sigma, seed=seed)
+            return count, complete(self.search.space, params), f"t{count}"
         asked = self._study(self.stage).ask()
         return asked.number, asked.params, f"t{asked.number}"
 

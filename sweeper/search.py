@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from sweeper.settings import RESERVED, Env, EnvName, Seed, Table
 from sweeper.space import Param, check_space, grid
 
-SAMPLERS = ("tpe", "gp", "cmaes", "random", "grid", "qmc")
 # What a search is over when nothing else is said about its stages.
 DEFAULT_RUNG = "race"
 LEAST_DIVIDED = 12  # runs
@@ -28,6 +27,8 @@ OBJECTIVES = (
 )
 Objective = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Direction = Literal["minimize", "maximize"]
+Sampler = Literal["surrogate", "tpe", "gp", "cmaes", "random", "grid", "qmc"]
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
 
 
 class Rung(Table):
@@ -97,10 +98,14 @@ class Budget(Table):
 
 
 class Search(Table):
-    """A search over a space, judged by the mean of an objective over seeds."""
+    """A search over a space, judged by the mean of an objective over seeds.
+
+    The samplers are Optuna's, but for "surrogate", which is ours (sweeper/proposal.py) and knows
+    the noise of a run.
+    """
 
     space: dict[EnvName, Param] = Field(min_length=1)
-    sampler: Literal["tpe", "gp", "cmaes", "random", "grid", "qmc"] = "tpe"
+    sampler: Sampler = "tpe"
     seed: int = Field(0, ge=0, lt=2**32)
     objective: Objective | Annotated[tuple[Objective, ...], Field(strict=False, min_length=1)] = (
         "val_bpb"
@@ -125,8 +130,8 @@ class Search(Table):
             )
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError("search.objective: an objective stands twice")
-        if len(self.objectives) > 1 and self.sampler == "cmaes":
-            raise ValueError("search.sampler: cmaes knows one objective; use tpe or gp")
+        if len(self.objectives) > 1 and self.sampler in ("cmaes", "surrogate"):
+            raise ValueError(f"search.sampler: {self.sampler} knows one objective; use tpe or gp")
         if len(self.objectives) > 1 and self.pruner is not None:
             raise ValueError("search.pruner: only for a single objective")
         return self

@@ -312,7 +312,7 @@ def make_sampler(search: Search, tried: int) -> BaseSampler:
                     warn_asynchronous_seeding=False,
                     warn_independent_sampling=False,
                 )
-            case "random" | "grid":
+            case "random" | "grid" | "surrogate":  # the last two choose elsewhere
                 return RandomSampler(seed=seed)
         conditional = any(param.when for param in search.space.values())
         return TPESampler(seed=seed, multivariate=True, group=conditional, constant_liar=True)

@@ -78,8 +78,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sweeper.space",
     },
     "sweeper.rows": {"sweeper.stages"},
-    "sweeper.ledger": {
+    "sweeper.identity": {"sweeper.spec"},
+    "sweeper.reader": {
         *("sweeper.errors", "sweeper.rows", "sweeper.schema", "sweeper.spec", "sweeper.stages"),
+    },
+    "sweeper.ledger": {
+        *("sweeper.errors", "sweeper.identity", "sweeper.reader", "sweeper.rows"),
+        *("sweeper.schema", "sweeper.spec", "sweeper.stages"),
     },
     "sweeper.policy": {"sweeper.rows"},
     "sweeper.words": set(),
@@ -88,8 +93,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeper.metrics": {"sweeper.rows", "sweeper.pulse", "sweeper.view"},
     "sweeper.shipping": {"sweeper.layout", "sweeper.stages"},
     "sweeper.standby": {"sweeper.guard"},
+    "sweeper.reaping": {"sweeper.guard"},
     "sweeper.launch": {
-        *("sweeper.guard", "sweeper.layout", "sweeper.stages", "sweeper.stall"),
+        *("sweeper.guard", "sweeper.layout", "sweeper.reaping", "sweeper.stages", "sweeper.stall"),
         "sweeper.standby",
     },
     "sweeper.scores": set(),
@@ -115,12 +121,13 @@ IMPORTED_BY: dict[str, set[str]] = {
     "sweeper.cli": {"jobs.sweep"},
     "sweeper.session": {"sweeper.cli"},
     "sweeper.loop": {"sweeper.session"},
-    "sweeper.schema": {"sweeper.ledger"},
+    "sweeper.verdicts": {"sweeper.loop"},
+    "sweeper.schema": {"sweeper.ledger", "sweeper.reader"},
     "sweeper.shipping": {"sweeper.cluster", "sweeper.gang", "sweeper.loop", "sweeper.slots"},
     "sweeper.gang": {"sweeper.capacity", "sweeper.cluster", "sweeper.slots"},
     "sweeper.cluster": {
         *("sweeper.cli", "sweeper.cli_jobs", "sweeper.loop", "sweeper.session"),
-        "sweeper.telling",
+        *("sweeper.telling", "sweeper.verdicts"),
     },
 }
 
