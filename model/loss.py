@@ -19,7 +19,8 @@ LOGITS_AT_ONCE = {"cpu": 1 << 25, "cuda": 1 << 27}
 
 def rows_at_once(vocab_size: int, device: torch.device) -> int:
     """Positions of one part."""
-    return max(1, LOGITS_AT_ONCE[device.type] // vocab_size)
+    at_once = LOGITS_AT_ONCE["cuda" if device.type == "cuda" else "cpu"]
+    return max(1, at_once // vocab_size)
 
 
 def capped(raw: Tensor, cap: float) -> Tensor:
