@@ -100,6 +100,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     check_resumed(stopped, train("second", resume_from=stopped, **LONG), whole)
 
 
+@pytest.mark.slow
 def test_so_is_one_whose_first_half_was_killed(
     train: Train, data_dir: Path, tmp_path: Path, whole: Finished
 ) -> None:
@@ -108,6 +109,7 @@ def test_so_is_one_whose_first_half_was_killed(
     check_resumed(first, train("second", resume_from=first, **LONG), whole)
 
 
+@pytest.mark.slow
 def test_ranks_resume_together(train: Train, data_dir: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"iterations": 60, "train_log_every": 1}
     interrupt(data_dir, tmp_path / "first", signal.SIGTERM, step=4, processes=2, **settings)

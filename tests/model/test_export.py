@@ -126,6 +126,7 @@ def test_the_file_is_the_package_bit_for_bit(scripts: Path, data_dir: Path, tmp_
     assert result["useful_s"] == pytest.approx(useful)  # packing was done elsewhere
 
 
+@pytest.mark.slow
 def test_two_ranks_of_the_file_in_stages_are_two_of_the_package(
     scripts: Path, data_dir: Path, tmp_path: Path
 ) -> None:

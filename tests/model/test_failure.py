@@ -73,7 +73,7 @@ def errors_in(run_dir: Path) -> list[dict[str, Any]]:
     return [event for event in events if event["kind"] == "error"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_no_room_for_the_artifact(data_dir: Path, tmp_path: Path, processes: int) -> None:
     run_dir = tmp_path / "run"
     done = run_limited(data_dir, run_dir, resource.RLIMIT_FSIZE, 40_000, processes)
@@ -98,6 +98,7 @@ def test_what_all_ranks_run_into_is_said_once(data_dir: Path, tmp_path: Path) ->
     assert "missing.model: no such tokenizer" in error["message"]
 
 
+@pytest.mark.slow
 def test_no_memory_for_the_batch(data_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     done = run_limited(

@@ -99,7 +99,7 @@ def test_warm_up_leaves_no_trace(train: Train, usual: Finished) -> None:
     assert cold.result["artifact_sha256"] == usual.result["artifact_sha256"]
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_ranks_train_like_one(train: Train, usual: Finished, accumulation: int) -> None:
     pair = train("pair", processes=2, seed=42, grad_accum_steps=accumulation)
     assert pair.returncode == 0, pair.stderr
