@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import select
 import shutil
 import signal
@@ -15,23 +14,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from sweeper import guard
 from sweeper.layout import AttemptDir
+from sweeper.reaping import TAG_NAME, Tag, end_tagged, reap_leftovers
 from sweeper.stages import Stage
 from sweeper.stall import StallWatch, dump_stacks
 from sweeper.standby import Fit, Standby
 
-TAG_NAME = guard.TAG_NAME
-TAG_ENTRY = re.compile(rb"(?:^|\0)SWEEPER_TAG=([^\0]*)")
 STALL_POLL_SECONDS = 2.0
-LAUNCH_DIGITS = 19  # of the largest number that a ledger gives
 # Into a run, the next one's torchrun is made ready: a run that is over by then starts nothing.
 STANDBY_SECONDS = 5.0
 # Beyond its grace, what a guard may take to end a run: it tries for guard.KILL_SECONDS.
@@ -51,33 +46,6 @@ SYSTEM_NAMES = frozenset(
     {"HOME", "HOSTNAME", "LANG", "LOGNAME", "MAIL", "PATH", "PWD", "SHELL", "TERM", "TMPDIR"}
     | {"USER"}
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tag:
-    """Marks every process of a launch, in its environment, so that a reaper can find it.
-
-    `launch` is the number of a stage in the sweep's ledger: an attempt is launched stage by stage,
-    and one of them may be over while another is at work on the same host.
-    """
-
-    sweep: str
-    session: str
-    launch: int
-
-    def __str__(self) -> str:
-        return f"{self.sweep}:{self.session}:{self.launch}"
-
-    @property
-    def padded(self) -> str:
-        """The same tag, as long as that of any other launch of the session."""
-        return f"{self.sweep}:{self.session}:{self.launch:0{LAUNCH_DIGITS}}"
-
-    @classmethod
-    def parse(cls, text: str) -> Tag | None:
-        sweep, _, rest = text.partition(":")
-        session, _, launch = rest.partition(":")
-        return cls(sweep=sweep, session=session, launch=int(launch)) if launch.isdecimal() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,47 +334,3 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(facts, indent=1))
     partial.replace(path)
-
-
-# ---- what is left behind
-
-
-def reap_leftovers(tag: Tag, dead: Collection[int] = ()) -> int:
-    """End processes of the same sweep that nobody owns any more; returns how many.
-
-    Those are the ones of another session (only one driver at a time holds a sweep), and in this
-    session the ones of launches that are known to be over.
-    """
-    return end_tagged(
-        lambda found: (
-            found.sweep == tag.sweep and (found.session != tag.session or found.launch in dead)
-        )
-    )
-
-
-def end_tagged(wanted: Callable[[Tag], bool]) -> int:
-    """SIGKILL every process of this host whose tag is wanted; returns how many were found."""
-    found = [process for process, tag in tagged_processes() if wanted(tag)]
-    for process in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(found, timeout=10)
-    return len(found)
-
-
-def tagged_processes() -> list[tuple[psutil.Process, Tag]]:
-    """The processes of this host, this one's user, that carry a sweep's tag."""
-    tagged = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        # Read as it lies there: this is done before each launch, on hosts with many processes.
-        with (
-            contextlib.suppress(psutil.Error, OSError),
-            open(f"/proc/{entry}/environ", "rb") as file,
-        ):
-            found = TAG_ENTRY.search(file.read())
-            tag = Tag.parse(found[1].decode(errors="replace")) if found else None
-            if tag is not None:
-                tagged.append((psutil.Process(int(entry)), tag))
-    return tagged

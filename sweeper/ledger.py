@@ -16,33 +16,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sweeper.errors import UserError
-from sweeper.rows import AttemptRow, AttemptState, NoteRow, RunRow, RunState, StageRow, TrialRow
-from sweeper.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, VIEWS
+from sweeper.identity import differences, lacks
+from sweeper.reader import NO_ROOM, LedgerReader
+from sweeper.rows import AttemptRow, AttemptState, RunRow, RunState
+from sweeper.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from sweeper.spec import SweepSpec, TrialSpec
 from sweeper.stages import Stage
 
 T = TypeVar("T")
-# What SQLite says when there is no room left: SQLITE_FULL, SQLITE_IOERR_WRITE and the like.
-NO_ROOM = ("database or disk is full", "disk I/O error")
 
 
-@contextmanager
-def room_told(path: Path) -> Iterator[None]:
-    """Say in a line that a ledger's disk is full, where the sweep is not there yet to wait."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if not str(error).startswith(NO_ROOM):
-            raise
-        raise UserError(f"{path}: {error}; make room there, then go on") from error
-
-
-class Ledger:
+class Ledger(LedgerReader):
     """A sweep's ledger. `open_for_writing` makes or continues one, `open_for_reading` looks."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
-        self._db.row_factory = sqlite3.Row
+        super().__init__(connection)
         # What to do when the disk is full: return to try again, or raise.
         self.on_no_room: Callable[[sqlite3.OperationalError], None] | None = None
 
@@ -65,119 +53,6 @@ class Ledger:
         ledger._check_spec(spec)
         ledger._adopt(spec)
         return ledger
-
-    @classmethod
-    def open_for_reading(cls, path: Path) -> Ledger:
-        """A view that can change nothing; UserError when there is no ledger.
-
-        So it is where the disk is full and nobody has it open: SQLite needs a file beside it.
-        """
-        if not path.is_file():
-            raise UserError(f"{path.parent}: no sweep there; see `sweeper run`, or give --root")
-        with room_told(path):
-            return cls._open_for_reading(path)
-
-    @classmethod
-    def _open_for_reading(cls, path: Path) -> Ledger:
-        ledger = cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
-        if ledger._schema_version() == 0:
-            raise UserError(f"{path.parent}: no sweep there yet; it is being made just now")
-        views = VIEWS.get(ledger._schema_version())
-        if views is None:
-            ledger._check_schema(path)
-        for view in views or ():
-            ledger._db.execute(view)
-        return ledger
-
-    def close(self) -> None:
-        self._db.close()
-
-    @property
-    def db(self) -> sqlite3.Connection:
-        """For what else is kept in the same file; written to within `write` alone."""
-        return self._db
-
-    # ---- what is known
-
-    @property
-    def uid(self) -> str:
-        """Identity of the sweep, unique across machines; its processes carry it."""
-        return str(self._db.execute("SELECT uid FROM sweep").fetchone()["uid"])
-
-    @property
-    def spec(self) -> SweepSpec:
-        """The spec that the sweep was made from, resolved."""
-        text = self._db.execute("SELECT spec FROM sweep").fetchone()["spec"]
-        return SweepSpec.model_validate_json(text)
-
-    def trials(self) -> list[TrialRow]:
-        rows = self._db.execute("SELECT * FROM trials ORDER BY number")
-        return [TrialRow(**(dict(row) | {"env": json.loads(row["env"])})) for row in rows]
-
-    def runs(self) -> list[RunRow]:
-        """All runs in launch order: seed by seed, so that partial results compare."""
-        rows = self._db.execute("SELECT * FROM runs ORDER BY id")
-        return [RunRow(**(dict(row) | {"state": RunState(row["state"])})) for row in rows]
-
-    def attempts(
-        self, run: int | None = None, state: AttemptState | None = None
-    ) -> list[AttemptRow]:
-        """All attempts in order, or those of one run, or in one state."""
-        rows = self._db.execute(
-            "SELECT * FROM attempts WHERE run IS coalesce(?, run) AND state IS coalesce(?, state)"
-            " ORDER BY id",
-            (run, state),
-        )
-        return [_attempt(row) for row in rows]
-
-    def attempt(self, identity: int) -> AttemptRow:
-        """One attempt."""
-        row = self._db.execute("SELECT * FROM attempts WHERE id = ?", (identity,)).fetchone()
-        return _attempt(row)
-
-    def attempt_numbers(self) -> dict[int, int]:
-        """How many attempts have been made, by run; those without one are left out."""
-        return dict(self._db.execute("SELECT run, max(number) FROM attempts GROUP BY run"))
-
-    def stages(self, attempt: int | None = None) -> list[StageRow]:
-        """All launches of stages in order, or those of one attempt."""
-        where, values = ("", ()) if attempt is None else ("WHERE attempt = ?", (attempt,))
-        rows = self._db.execute(f"SELECT * FROM stages {where} ORDER BY id", values)
-        return [_stage(row) for row in rows]
-
-    def notes(self, last: int = -1) -> list[NoteRow]:
-        """What has happened beside the runs, in order; all of it, or so many of the last."""
-        rows = self._db.execute("SELECT * FROM notes ORDER BY t DESC LIMIT ?", (last,))
-        return [NoteRow(**dict(row)) for row in rows][::-1]
-
-    # ---- what is new, for those who look again and again
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Everything read in a `with` block is of one moment."""
-        self._db.execute("BEGIN")
-        try:
-            yield
-        finally:
-            self._db.execute("COMMIT")
-
-    def run_states(self) -> dict[int, RunState]:
-        """Every run's state, in launch order."""
-        states = {str(state): state for state in RunState}
-        return {
-            row[0]: states[row[1]]
-            for row in self._db.execute("SELECT id, state FROM runs ORDER BY id")
-        }
-
-    def attempts_since(self, identity: int) -> list[AttemptRow]:
-        """The attempts made after one, in order."""
-        rows = self._db.execute("SELECT * FROM attempts WHERE id > ? ORDER BY id", (identity,))
-        return [_attempt(row) for row in rows]
-
-    def stages_since(self, attempt: int) -> list[StageRow]:
-        """The launches of all attempts made after one, in order."""
-        rows = self._db.execute("SELECT * FROM stages WHERE attempt > ? ORDER BY id", (attempt,))
-        return [_stage(row) for row in rows]
 
     # ---- what happens
 
@@ -345,9 +220,6 @@ class Ledger:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _schema_version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
-
     def _create(self, spec: SweepSpec) -> None:
         with self._transaction():
             for statement in SCHEMA.split(";"):
@@ -381,22 +253,12 @@ class Ledger:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {version + 1}")
 
-    def _check_schema(self, path: Path) -> None:
-        found = self._schema_version()
-        if found != SCHEMA_VERSION:
-            raise UserError(f"{path}: ledger version {found}, this program reads {SCHEMA_VERSION}")
-
     def _extend(self, spec: SweepSpec) -> None:
         """Add what a spec has more than the ledger; UserError when it has less, or differs."""
         if spec.search is not None:
             return  # nothing is laid down before it is decided
-        lacking = [f"seed {seed}" for seed in self.spec.seeds if seed not in spec.seeds]
-        asked = {trial.name: spec.config_hash(trial) for trial in spec.trials}
-        lacking += [
-            f"trial {trial.name!r} as it was"
-            for trial in self.trials()
-            if asked.get(trial.name) != trial.config_hash
-        ]
+        recorded = {trial.name: trial.config_hash for trial in self.trials()}
+        lacking = lacks(self.spec, spec, recorded)
         if lacking:
             raise UserError(
                 f"sweep {spec.name!r} can only be given more: the spec lacks {', '.join(lacking)}"
@@ -407,17 +269,8 @@ class Ledger:
 
     def _check_spec(self, spec: SweepSpec) -> None:
         """UserError when old and new runs would not be of one sweep."""
-        old = self.spec
-        if old.search is None:
-            recorded = {trial.name: trial.config_hash for trial in self.trials()}
-        else:  # where the ledger has others as well, and those only once they are tried
-            recorded = {trial.name: old.config_hash(trial) for trial in old.trials}
-        asked = {trial.name: spec.config_hash(trial) for trial in spec.trials}
-        differing = sorted(recorded.items() ^ asked.items())
-        changes = [f"trial {differing[0][0]!r}"] if differing else []
-        if old.seeds != spec.seeds:
-            changes.append(f"seeds {old.seeds} -> {spec.seeds}")
-        changes += _identity_changes(old, spec)
+        recorded = {trial.name: trial.config_hash for trial in self.trials()}
+        changes = differences(self.spec, spec, recorded)
         if changes:
             raise UserError(
                 f"sweep {spec.name!r} exists with another spec ({'; '.join(changes)} changed); "
@@ -432,44 +285,3 @@ class Ledger:
 
     def _set_spec(self, spec: SweepSpec) -> None:
         self._db.execute("UPDATE sweep SET spec = ?", (spec.model_dump_json(by_alias=True),))
-
-
-# What a score depends on, beside the settings of the trials: how fast a step is, and on how many.
-IDENTITY = ("gpus_per_run", "processes", "nodes_per_run", "accelerator")
-
-
-def _identity_changes(old: SweepSpec, new: SweepSpec) -> Iterator[str]:
-    for name in IDENTITY:
-        before, after = getattr(old.resources, name), getattr(new.resources, name)
-        if before != after:
-            yield f"resources.{name} {before} -> {after}"
-    before, after = _search_identity(old), _search_identity(new)
-    yield from (
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )
-
-
-def _search_identity(spec: SweepSpec) -> dict[str, Any]:
-    """What a search's scores and choices depend on; its budget, say, may grow."""
-    if spec.search is None:
-        return {}
-    facts = {
-        "search.space": list(spec.search.space.items()),
-        "search.objective": (spec.search.objectives, spec.search.senses),
-        "search.storage": spec.search.storage,
-        "env": spec.env,
-        "workload": spec.workload,
-    }
-    return facts | {
-        f"stage {rung.name!r}": (rung.env, rung.seeds_of(spec.seeds), rung.objective)
-        for rung in spec.rungs
-    }
-
-
-def _attempt(row: sqlite3.Row) -> AttemptRow:
-    result = None if row["result"] is None else json.loads(row["result"])
-    return AttemptRow(**(dict(row) | {"state": AttemptState(row["state"]), "result": result}))
-
-
-def _stage(row: sqlite3.Row) -> StageRow:
-    return StageRow(**(dict(row) | {"stage": Stage(row["stage"])}))

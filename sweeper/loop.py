@@ -1,4 +1,4 @@
-"""The sweep itself: fill the slots, take in what ends, write the ledger; one thread.
+"""The sweep itself: fill the slots, end what is overdue, take in what ends; one thread.
 
 Any process here may die at any moment. What the ledger says was launched and what lies in the
 attempt's directory are enough to go on: a later session (sweeper/session.py) adopts
@@ -18,21 +18,19 @@ from sweeper.cluster import Cluster
 from sweeper.contract import end_events
 from sweeper.driver import Interrupts
 from sweeper.errors import UserError
-from sweeper.judge import Outcome, judge
-from sweeper.launch import Tag
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import Ledger
-from sweeper.policy import Verdict, after_attempt, may_quarantine
+from sweeper.reaping import Tag
 from sweeper.room import Room
-from sweeper.rows import AttemptState, RunState, StageRow
-from sweeper.settle import ORPHAN_SECONDS, can_go_on, checkpoint_of, record_end, record_stage
+from sweeper.rows import AttemptState, StageRow
+from sweeper.settle import ORPHAN_SECONDS, checkpoint_of
 from sweeper.shipping import RESUMED
 from sweeper.slots import ANSWER_SECONDS, Pool, Slot
 from sweeper.snapshot import Snapshot
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
-from sweeper.suspects import End, Suspects
 from sweeper.telling import Teller
+from sweeper.verdicts import Verdicts
 from sweeper.work import STOP_MARGIN_SECONDS, Work
 
 if TYPE_CHECKING:
@@ -45,7 +43,6 @@ COUNT_SECONDS = 5.0
 LOST_NODES_SECONDS = 900.0
 # How long a slot may be silent whose run should be over: it is told to end it again and again.
 KILLED_SECONDS = 10.0
-UNASKED = "it was ended by a SIGTERM to its guard that did not come from the sweep"
 
 
 @dataclass(eq=False)
@@ -64,9 +61,6 @@ class Loop:
     planner: Planner | None = None  # of a search, which asks for runs while it goes on
     _work: dict[Slot, Work] = field(default_factory=dict)
     _orphans: dict[Slot, float] = field(default_factory=dict)  # dead, at work -> until when
-    _ends: dict[int, list[AttemptState]] = field(default_factory=dict)  # by run, this session's
-    _suspects: Suspects = field(default_factory=Suspects)
-    _failed_on: dict[int, set[str]] = field(default_factory=dict)  # run -> nodes
     _dead: set[int] = field(default_factory=set)
     _stop_by: float | None = None  # by the monotonic clock, after an interrupt
     _lost_since: float | None = None  # since when no node can hold a run
@@ -80,6 +74,10 @@ class Loop:
         self.uid = self.ledger.uid
         self.ledger.on_no_room = self._wait_for_room
         self._room = Room(self.sweep.path, self.spec.disk.reserve_bytes)
+        self._verdicts = Verdicts(
+            *(self.spec, self.ledger, self.cluster, self.teller, self.agenda, self._room),
+            planner=self.planner,
+        )
 
     def run(self) -> None:
         """Return when every run is over, or, after an interrupt, when nothing is at work."""
@@ -304,37 +302,10 @@ class Loop:
     # ---- ends
 
     def _settle(self, slot: Slot) -> None:
-        """Judge what has ended and write down what becomes of the run."""
+        """Take in that nothing of a run is at work in its slot any more."""
         work = self._work.pop(slot)
         self._dead.add(work.launch.id)
-        self._room.note_size(work.directory.path)
-        outcome = self._judge(work, slot)
-        if outcome.state is AttemptState.LAUNCHED:
-            record_stage(self.ledger, work.attempt, work.directory, outcome)
-            self.agenda.add(work.run.id, attempt=self.ledger.attempt(work.attempt))
-            return
-        ends = self._ends.setdefault(work.run.id, [])
-        ends.append(outcome.state)
-        limits = self.spec.limits
-        verdict = after_attempt(
-            ends, max_attempts=limits.max_attempts, backoff_seconds=limits.backoff_seconds
-        )
-        node = slot.blamed or work.node
-        self._suspects.note(
-            node, End(trial=work.run.trial, state=outcome.state, message=outcome.message)
-        )
-        self._judge_nodes()
-        if verdict.state is RunState.PENDING:
-            self._try_again(work, outcome, verdict, node)
-            return
-        record_end(
-            *(self.ledger, work.attempt, work.directory, outcome, verdict.state),
-            remove=self.spec.disk.remove,
-        )
-        self.teller.attempt_over(work.directory.path)
-        self.agenda.over(work.run.id)
-        if self.planner is not None:
-            self.planner.over(work.run, verdict.state, outcome.result, outcome.message)
+        self._verdicts.settle(work, slot)
 
     def _settle_orphans(self) -> None:
         """Judge runs whose slot has died once they have ended, or have had the time to.
@@ -346,62 +317,6 @@ class Loop:
             if now >= until or self._work[slot].directory.exit.exists():
                 del self._orphans[slot]
                 self._settle(slot)
-
-    def _judge(self, work: Work, slot: Slot) -> Outcome:
-        """How it ended: by its directory, by what it was stopped for, and by what its slot says."""
-        outcome = judge(work.directory, work.request.env, work.launch.events_from)
-        if outcome.state in (AttemptState.LAUNCHED, AttemptState.FINISHED):
-            return outcome
-        if slot.hung is not None and work.ending is None:
-            work.end(AttemptState.STALLED, slot.hung)
-            self.teller.note("stall", f"{work.trial.name}, seed {work.run.seed}: {slot.hung}")
-        if work.ending is not None:
-            return replace(outcome, state=work.ending, message=work.reason or outcome.message)
-        # What its ranks say that were told to end because the slot had died is no crash.
-        was_lost = {AttemptState.LOST}
-        if slot.died:
-            was_lost |= {AttemptState.CRASHED, AttemptState.STOPPED}
-        if outcome.state in was_lost and slot.failure is not None:
-            state = AttemptState.NODE_LOST if slot.node_lost else AttemptState.LOST
-            outcome = replace(outcome, state=state, message=slot.failure)
-        if outcome.state is AttemptState.STOPPED:
-            outcome = replace(outcome, state=AttemptState.LOST, message=UNASKED)
-        return self._room.explain(outcome, work.launch.launched)
-
-    def _try_again(self, work: Work, outcome: Outcome, verdict: Verdict, node: str) -> None:
-        """Let a run wait for its next try, after one that ended badly on a node.
-
-        That is of the stage alone where it is enough.
-        """
-        attempt = None
-        if can_go_on(work.directory):
-            record_stage(self.ledger, work.attempt, work.directory, outcome)
-            attempt = self.ledger.attempt(work.attempt)
-        else:
-            record_end(self.ledger, work.attempt, work.directory, outcome, RunState.PENDING)
-            self.teller.attempt_over(work.directory.path)
-        failed_on = self._failed_on.setdefault(work.run.id, set())
-        if verdict.elsewhere:
-            failed_on.add(node)
-        self.agenda.add(
-            work.run.id,
-            attempt=attempt,
-            not_before=time.monotonic() + verdict.wait_seconds,
-            avoid=failed_on,
-        )
-
-    def _judge_nodes(self) -> None:
-        """Take nodes out of the sweep that keep failing, for as long as nothing clears them."""
-        quarantined, at_fault = self.cluster.quarantined, self._suspects.at_fault()
-        for node in quarantined.keys() - at_fault:
-            why = "what failed on it has failed elsewhere as well"
-            self.teller.release(node, self.cluster.release(node), why)
-        for node in at_fault - quarantined.keys():
-            usable, needed = self.cluster.usable_nodes(), self.spec.resources.nodes_per_run
-            if may_quarantine(node, usable, quarantined, needed):
-                self.teller.quarantine(
-                    node, self.cluster.quarantine(node), self._suspects.why(node)
-                )
 
     def _end_overdue(self) -> None:
         """Stop runs that have had their time, and all runs after an interrupt."""

@@ -13,11 +13,12 @@ from sweeper import storage
 from sweeper.cluster import Cluster, ClusterOptions, Gauges
 from sweeper.driver import Interrupts, hold
 from sweeper.layout import SweepDir
-from sweeper.ledger import Ledger, room_told
+from sweeper.ledger import Ledger
 from sweeper.loop import Loop
 from sweeper.metrics import GAUGES, Metrics
 from sweeper.progress import Progress
 from sweeper.provenance import record_spec
+from sweeper.reader import room_told
 from sweeper.rows import RunState
 from sweeper.settle import recover
 from sweeper.spec import SweepSpec

@@ -10,10 +10,10 @@ from pathlib import Path
 from sweeper import guard
 from sweeper.disk import remove_matching
 from sweeper.judge import Outcome, ended_at, judge, next_stage
-from sweeper.launch import Tag, reap_leftovers, tagged_processes
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import Ledger
 from sweeper.policy import COUNTED
+from sweeper.reaping import Tag, reap_leftovers, tagged_processes
 from sweeper.rows import AttemptRow, AttemptState, RunState, StageRow
 from sweeper.stages import CHECKPOINT, Stage
 

@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass, field, replace
 
 from sweeper.judge import wrong_settings
-from sweeper.launch import LaunchRequest, Tag
+from sweeper.launch import LaunchRequest
 from sweeper.layout import AttemptDir
 from sweeper.logreader import RunReader
 from sweeper.policy import seconds_left
+from sweeper.reaping import Tag
 from sweeper.rows import AttemptState, RunRow, StageRow, TrialRow
 from sweeper.snapshot import Snapshot, launch_facts
 from sweeper.spec import SweepSpec

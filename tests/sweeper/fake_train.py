@@ -38,7 +38,7 @@ DEFAULTS: dict[str, int | str] = {
     "iterations": 2,
     "board_dir": "",
     "fault": "none",
-    "beats": 0,  # tell of a step again and again while it waits
+    "beats": 0,  # tell of a step again and again while it waits or sleeps
     "gated": 0,  # wait in the middle until the board says that this arrival may pass
     "stage_fault": "none",  # "STAGE FAULT": a fault in that stage alone
     "trained_bytes": 1_000,
@@ -127,6 +127,14 @@ class Board:
             return False
         return True
 
+    def take(self, what: str) -> bool:
+        """Whether this was there to be taken; one taker has it."""
+        try:
+            (self.path / what).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
     def mended(self) -> bool:
         return (self.path / "mended").exists()
 
@@ -154,7 +162,7 @@ class Run:
         echo = self.config | ({"iterations": -1} if self.fault == "deaf to settings" else {})
         self.event("config", config=echo, world_size=int(os.environ.get("WORLD_SIZE", "1")))
         if self.fault == "ignore SIGTERM":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, lambda *_: (self.board.path / "told to end").touch())
         self.event("phase", phase=PHASES[self.stage])
         if self.stage in ("all", "train"):
             self.event("step", step=1, train_loss=3.5, progress=0.5)
@@ -168,10 +176,9 @@ class Run:
             if self.stopping:
                 self.event("stopped", reason="SIGTERM", step=1)
                 return 75
-            if self.config["beats"]:
-                self.event("step", step=0, train_loss=1.0)
+            self.beat()
             time.sleep(POLL_SECONDS)
-        time.sleep(int(self.config["sleep_ms"]) / 1000)
+        self.sleep(int(self.config["sleep_ms"]) / 1000)
         if self.validate() is not None:
             return 75
         code = self.break_down()
@@ -179,6 +186,16 @@ class Run:
             code = self.do_stage()
         self.board.depart(number)
         return code
+
+    def beat(self) -> None:
+        if self.config["beats"]:
+            self.event("step", step=0, train_loss=1.0)
+
+    def sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.beat()
+            time.sleep(min(left, POLL_SECONDS) if self.config["beats"] else left)
 
     def validate(self) -> str | None:
         """Score on the way, from worse to what the result will be; why it was stopped meanwhile."""
@@ -304,7 +321,8 @@ class Run:
     def write_result(self) -> None:
         result = self.result()
         text = json.dumps(result)
-        if self.fault == "corrupt result":
+        torn = self.fault == "tear result when told" and self.board.take("tear")
+        if torn or self.fault == "corrupt result":
             text = text[: len(text) // 2]
         partial = Path("result.json.partial")
         partial.write_text(text)

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import psutil
 
-from sweeper.launch import tagged_processes
 from sweeper.layout import SweepDir
+from sweeper.reaping import tagged_processes
 from tests.sweeper.conftest import ROOT, alive, wait_until
 from tests.sweeper.fake_train import Board
 

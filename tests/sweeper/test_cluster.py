@@ -245,6 +245,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow  # in short in test_slots.py
 def test_slots_that_cannot_begin_leave_the_others_alone(place: Place) -> None:
     spec = place.write_spec("half", seeds=(1, 2, 3), trials={"t": {}})
     arguments = ["run", str(spec), "--root", str(place.root), "--num-cpus", "3"]

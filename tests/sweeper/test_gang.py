@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from sweeper.gang import End, Gang, MemberLostError, blamed_node, combine, most_gangs, share
 from sweeper.judge import judge
-from sweeper.launch import LaunchRequest, RunningAttempt, Tag, build_command, tagged_processes
+from sweeper.launch import LaunchRequest, RunningAttempt, build_command
 from sweeper.layout import AttemptDir
+from sweeper.reaping import Tag, tagged_processes
 from sweeper.rows import AttemptState
 from sweeper.shipping import Scratch
 from sweeper.stages import Stage

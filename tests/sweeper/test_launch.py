@@ -21,15 +21,13 @@ from sweeper.judge import Outcome, judge
 from sweeper.launch import (
     FOREIGN_NAMES,
     PROJECT,
-    TAG_NAME,
     LaunchRequest,
     RunningAttempt,
-    Tag,
     build_command,
     build_env,
-    tagged_processes,
 )
 from sweeper.layout import AttemptDir
+from sweeper.reaping import TAG_NAME, Tag, tagged_processes
 from sweeper.rows import AttemptState
 from sweeper.stages import Stage
 from tests.sweeper.conftest import (
@@ -243,7 +241,8 @@ def test_a_run_that_is_let_go_of_ends(launch: Launch) -> None:
 
 LAUNCHER = """
 import sys
-from sweeper.launch import LaunchRequest, RunningAttempt, Tag
+from sweeper.launch import LaunchRequest, RunningAttempt
+from sweeper.reaping import Tag
 directory, module, sweep = sys.argv[1:]
 RunningAttempt(
     LaunchRequest(

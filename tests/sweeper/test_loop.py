@@ -341,6 +341,23 @@ def test_a_second_interrupt_ends_runs_that_do_not_listen(place: Place, head: Hea
     assert {tuple(ends) for ends in attempt_states(sweep).values()} == {("stopped", "finished")}
 
 
+def test_an_interrupt_hurries_what_is_being_ended_already(place: Place, head: Head) -> None:
+    """It is over its time, and would have ten minutes more to end by itself."""
+    spec = place.write_spec(
+        "hurried",
+        seeds=(1,),
+        trials={"t": {"FAULT": "ignore SIGTERM"}},
+        limits={"max_seconds": 0.5, "grace_seconds": 600.0},
+    )
+    driver = place.drive(spec, "--address", head.address, "--stop-seconds", "0.5")
+    wait_until((place.board("hurried").path / "told to end").exists, "the run to be told to end")
+    driver.interrupt()
+    assert driver.wait() == 130, driver.said
+    assert not place.runs()
+    ((row,),) = attempts(place.sweep("hurried")).values()
+    assert row.state is AttemptState.TIMED_OUT
+
+
 def test_sigterm_stops_a_sweep_as_an_interrupt_does(place: Place, head: Head) -> None:
     sweep = place.sweep("terminated")
     driver = start_gated(place, "terminated", "--address", head.address)
@@ -352,6 +369,7 @@ def test_sigterm_stops_a_sweep_as_an_interrupt_does(place: Place, head: Head) ->
     assert stopped == [0, 0, 75, 75]
 
 
+@pytest.mark.slow
 def test_a_slot_that_dies_gives_its_run_another_try_and_its_gpus_back(
     place: Place, head: Head
 ) -> None:
@@ -583,6 +601,7 @@ def test_a_run_that_took_other_settings_is_stopped_at_once(place: Place, head: H
     assert not place.runs()
 
 
+@pytest.mark.slow
 def test_a_setting_of_the_shell_does_not_pass_for_one_of_the_spec(place: Place) -> None:
     spec = place.write_spec("leaky", seeds=(1,), trials={"t": {"GATED": 1}})
     driver = place.drive(spec, "--num-cpus", "1", env={"ITERATIONS": "7"})

@@ -52,6 +52,7 @@ def test_a_sweeps_numbers_are_told() -> None:
         ("sweeper_runs", (("state", "running"),)): 2,
         ("sweeper_runs", (("state", "finished"),)): 1,
         ("sweeper_runs", (("state", "failed"),)): 0,
+        ("sweeper_runs", (("state", "pruned"),)): 0,
         ("sweeper_slots", (("state", "opening"),)): 0,
         ("sweeper_slots", (("state", "idle"),)): 1,
         ("sweeper_slots", (("state", "busy"),)): 3,

@@ -282,3 +282,36 @@ def test_an_unknown_job_or_address_is_said_in_one_line(
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert ("no job or sweep 'x'" if where is head else "refused") in done.stderr
+
+
+FOLLOWS = """
+import sys
+from sweeper.cluster import job_client
+from sweeper.errors import UserError
+from sweeper.submit import follow
+
+try:
+    follow(job_client(sys.argv[1]), "sweep-of-old", print)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_job_that_its_head_has_forgotten_is_not_followed_for_long(
+    place: Place, head: Head
+) -> None:
+    """As one that was followed while the head was started again."""
+    done = subprocess.run(
+        [sys.executable, "-c", FOLLOWS, head.dashboard],
+        cwd=ROOT,
+        env=place.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{head.dashboard}: ")
+    assert "sweep-of-old" in line
+    assert line.endswith("submit its sweep again, and it goes on")

@@ -14,15 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.launch import (
-    TAG_NAME,
-    LaunchRequest,
-    RunningAttempt,
-    Tag,
-    end_tagged,
-    reap_leftovers,
-    tagged_processes,
-)
+from sweeper.launch import LaunchRequest, RunningAttempt
+from sweeper.reaping import TAG_NAME, Tag, end_tagged, reap_leftovers, tagged_processes
 from tests.sweeper.conftest import ROOT, alive, wait_until, write_module
 
 
@@ -105,7 +98,7 @@ def test_a_launch_reaps_first(
 
 def test_this_process_never_ends_itself(tag: Tag) -> None:
     script = (
-        "import sys; from sweeper.launch import end_tagged; "
+        "import sys; from sweeper.reaping import end_tagged; "
         "print(end_tagged(lambda tag: tag.sweep == sys.argv[1]))"
     )
     done = subprocess.run(

@@ -15,8 +15,9 @@ import pytest
 
 from sweeper.adapters import parse
 from sweeper.judge import Outcome, judge
-from sweeper.launch import PROJECT, LaunchRequest, RunningAttempt, Tag, build_command, build_env
+from sweeper.launch import PROJECT, LaunchRequest, RunningAttempt, build_command, build_env
 from sweeper.layout import AttemptDir
+from sweeper.reaping import Tag
 from sweeper.rows import AttemptState
 from sweeper.scripts import agrees, unconfirmed, wrong_setting
 from sweeper.stall import OTHER_SECONDS, PHASE_SECONDS, StallWatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ from typing import Any
 import pytest
 
 from sweeper.capacity import Demand
-from sweeper.launch import LaunchRequest, Tag
+from sweeper.errors import UserError
+from sweeper.launch import LaunchRequest
 from sweeper.layout import AttemptDir
+from sweeper.reaping import Tag
 from sweeper.shipping import Scratch, Shipment
 from sweeper.slots import (
     ANSWER_SECONDS,
     ASK_SECONDS,
+    NOTHING_SECONDS,
     Pool,
     Slot,
+    SlotDiedError,
     SlotFacts,
     conclude,
     settle_first,
@@ -123,6 +127,78 @@ def test_a_slot_that_was_told_to_end_its_run_has_less_time(host: Host, tmp_path:
     assert not host.ended
     slot.check(10.0, patience=10.0)
     assert host.ended
+
+
+def test_a_driver_that_has_nothing_to_wait_for_sleeps(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without slots, as while all runs wait for a later time; or with idle ones."""
+    slept: list[float] = []
+    monkeypatch.setattr("sweeper.slots.time.sleep", slept.append)
+    facts = SlotFacts(host="h", node="n", gpus=(), sees_driver_disk=True)
+    for pool in (pool_of(), pool_of(Slot(host, opening=Future(), facts=facts))):
+        assert settle_first([pool], 0.5) == []
+    assert slept == [NOTHING_SECONDS] * 2
+    # Nor is it kept from what comes sooner.
+    settle_first([pool_of()], NOTHING_SECONDS / 2)
+    assert slept[2:] == [NOTHING_SECONDS / 2]
+    # Where there is something to wait for, that is what it does.
+    opening: Future[SlotFacts] = Future()
+    opening.set_result(facts)
+    assert settle_first([pool_of(Slot(host, opening=opening))], 60.0) == []
+    assert len(slept) == 3
+
+
+# ---- slots that cannot begin
+
+
+class Cluster:
+    """One node on which slots can begin, and others on which none can."""
+
+    def __init__(self, *, good: int) -> None:
+        self.good = good
+        self.begun = 0
+        self.nodes = [{"NodeID": "a", "Resources": {"CPU": 8}}]
+        demand = Demand(who="a run", amounts={"CPU": 1}, advice="")
+        self.pool = Pool(demand, begin=self.begin, look=lambda: self.nodes)
+
+    def begin(self, off: Collection[str]) -> Slot:
+        self.begun += 1
+        opening: Future[SlotFacts] = Future()
+        if self.begun <= self.good:
+            opening.set_result(
+                SlotFacts(host="h", node="a", gpus=(), sees_driver_disk=True),
+            )
+        else:
+            opening.set_exception(SlotDiedError("no project here"))
+        return Slot(Host(), opening=opening)
+
+    def fill(self, turns: int) -> None:
+        """Go on as a loop does that wants as many slots as there may be."""
+        for _ in range(turns):
+            self.pool.most = self.pool.capacity()
+            self.pool.open(self.pool.most)
+            settle_first([self.pool], 0.0)
+
+
+def test_slots_that_cannot_begin_are_not_begun_for_ever() -> None:
+    cluster = Cluster(good=2)
+    cluster.fill(turns=20)
+    assert len(cluster.pool.slots) == cluster.pool.capacity() == 2
+    # All that there was room for, and none again.
+    assert cluster.begun == 8
+    # Other nodes are another matter.
+    cluster.nodes.append({"NodeID": "b", "Resources": {"CPU": 2}})
+    cluster.good = 100
+    cluster.fill(turns=1)
+    assert len(cluster.pool.slots) == 10
+
+
+def test_where_none_can_begin_the_sweep_ends_with_the_reason() -> None:
+    cluster = Cluster(good=0)
+    with pytest.raises(UserError, match="no project here"):
+        cluster.fill(turns=1)
+    assert cluster.begun == 8
 
 
 # ---- the way home on a full disk

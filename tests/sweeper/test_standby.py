@@ -20,16 +20,9 @@ import pytest
 
 from sweeper import launch
 from sweeper.judge import Outcome, judge
-from sweeper.launch import (
-    TAG_NAME,
-    LaunchRequest,
-    RunningAttempt,
-    Tag,
-    reap_leftovers,
-    standby_fit,
-    tagged_processes,
-)
+from sweeper.launch import LaunchRequest, RunningAttempt, standby_fit
 from sweeper.layout import AttemptDir
+from sweeper.reaping import TAG_NAME, Tag, reap_leftovers, tagged_processes
 from sweeper.rows import AttemptState
 from sweeper.standby import Fit, Standby
 from tests.sweeper.conftest import FINISHES, ROOT, alive, wait_until, write_module
@@ -118,15 +111,8 @@ class Bench:
         return self.waiting()
 
     def _hurry(self) -> bool:
-        """Whether it is ready; till then it is no less than others, where this user may say so.
-
-        By itself it would wait for as long as anybody else has work for the processors.
-        """
-        for process in self.waiting():
-            with contextlib.suppress(psutil.Error, OSError):
-                Path(f"/proc/{process.pid}/autogroup").write_text("0")
-                for thread in process.threads():
-                    os.setpriority(os.PRIO_PROCESS, thread.id, 0)
+        """Whether it is ready; till then it is hurried."""
+        hurry(self.waiting())
         return self.standby.ready
 
     def waiting(self) -> list[psutil.Process]:
@@ -155,6 +141,18 @@ def bench(
 
 def by_standby(attempt: AttemptDir) -> bool:
     return bool(json.loads(attempt.exit.read_text()).get("standby", False))
+
+
+def hurry(standby: list[psutil.Process]) -> None:
+    """Let it be no less than others, where this user may say so.
+
+    By itself it waits for as long as anybody else has work for the processors.
+    """
+    for process in standby:
+        with contextlib.suppress(psutil.Error, OSError):
+            Path(f"/proc/{process.pid}/autogroup").write_text("0")
+            for thread in process.threads():
+                os.setpriority(os.PRIO_PROCESS, thread.id, 0)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -418,8 +416,11 @@ def kill_slot(place: Place, guard: psutil.Process) -> None:
     slot.kill()
 
 
-def has_torch(process: psutil.Process) -> bool:
-    return any("libtorch" in mapped.path for mapped in process.memory_maps())
+def has_imported(torchrun: psutil.Process) -> bool:
+    """Whether the thread that imports has come, and gone again; till then it is hurried."""
+    hurry([torchrun])
+    has_torch = any("libtorch" in mapped.path for mapped in torchrun.memory_maps())
+    return has_torch and torchrun.num_threads() == 1
 
 
 def kill_driver(place: Place, guard: psutil.Process) -> None:
@@ -452,8 +453,7 @@ def test_a_sweep_leaves_none(place: Place, strike: Struck | None) -> None:
     wait_until(lambda: len(standbys()) == 2, "the next run's torchrun")
     found = guard, torchrun = sorted(standbys(), key=psutil.Process.create_time)
     if strike is None:
-        # The thread that imports has come, and gone again.
-        wait_until(lambda: has_torch(torchrun) and torchrun.num_threads() == 1, "the imports")
+        wait_until(lambda: has_imported(torchrun), "the imports")
     else:
         strike(place, guard)
         wait_until(lambda: gone(found), "the standby to end")
