@@ -306,7 +306,9 @@ def _explain(detail: ErrorDetails) -> str:
     where = [part for part in detail["loc"] if part not in ("bool", "int", "float", "str")]
     key = ".".join(str(part) for part in where)
     if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
+        said = str(detail["ctx"]["error"])
+        # A parameter does not know what it is called.
+        return f"{key}: {said}" if key.startswith("search.space.") else said
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggest(where)}"
     if detail["type"] == "missing":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from sweeper.errors import SpecError
 from sweeper.space import Param, applies, check_point, check_space, complete, grid
+from sweeper.spec import load_spec
 
 SPACE = {
     "WARMDOWN_SHAPE": Param(choices=("linear", "cosine")),
@@ -117,3 +120,12 @@ def test_a_grid_has_every_configuration_once() -> None:
         grid(SPACE)
     with pytest.raises(ValueError, match="a grid of more than 100000"):
         grid({name: Param(low=0, high=999) for name in ("A", "B")})
+
+
+def test_a_wrong_parameter_is_named_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text('name = "x"\nseeds = [1]\n[search.space]\nLR_FLOOR = { low = 1 }\n')
+    with pytest.raises(
+        SpecError, match=r"search\.space\.LR_FLOOR: a range needs both low and high"
+    ):
+        load_spec(path)
