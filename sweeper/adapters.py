@@ -43,7 +43,6 @@ STEP_AVG = re.compile(r"\bstep_avg:\s*(\d+(?:\.\d+)?)ms\b")
 SCORE = re.compile(
     rf"^([A-Za-z_][\w .:+-]*?)[ :]+val_loss[:=]\s*({NUMBER})[, ]+val_bpb[:=]\s*({NUMBER})(?![\w.])"
 )
-NAME_PART = re.compile(r"^[A-Za-z_][\w.+-]*$")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?)ms\b")
 TOTAL_EVAL_TIME = re.compile(r"^total_eval_time:\s*(\d+(?:\.\d+)?)s\b")
 STOPPED = re.compile(r"^stopping_early:\s*(\w+)")

@@ -129,7 +129,7 @@ class Loop:
         taken = sum(slot in self._work for slot in slots) + self.agenda.waiting(True)
         while taken < self.cluster.runs.most and (run := self.planner.next_run()) is not None:
             if run.trial not in self.trials:
-                self.trials = {trial.number: trial for trial in self.ledger.trials()}
+                self.trials[run.trial] = self.ledger.trial(run.trial)
             self.agenda.meet(run)
             taken += 1
 

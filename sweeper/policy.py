@@ -24,7 +24,6 @@ from sweeper.rows import AttemptState, RunState, StageRow
 COUNTED = frozenset({AttemptState.CRASHED, AttemptState.LOST, AttemptState.STALLED})
 # What is the fault of neither.
 FREE = frozenset({AttemptState.NODE_LOST, AttemptState.NO_SPACE})
-RETRIED = COUNTED | FREE
 # Nothing is for ever: so often a run of one session begins again free of charge.
 MAX_FREE = 20
 MAX_BACKOFF_SECONDS = 300.0

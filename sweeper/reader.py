@@ -82,8 +82,12 @@ class LedgerReader:
         return SweepSpec.model_validate_json(text)
 
     def trials(self) -> list[TrialRow]:
-        rows = self._db.execute("SELECT * FROM trials ORDER BY number")
-        return [TrialRow(**(dict(row) | {"env": json.loads(row["env"])})) for row in rows]
+        return [_trial(row) for row in self._db.execute("SELECT * FROM trials ORDER BY number")]
+
+    def trial(self, number: int) -> TrialRow:
+        return _trial(
+            self._db.execute("SELECT * FROM trials WHERE number = ?", (number,)).fetchone()
+        )
 
     def runs(self) -> list[RunRow]:
         """All runs in launch order: seed by seed, so that partial results compare."""
@@ -168,3 +172,7 @@ def _attempt(row: sqlite3.Row) -> AttemptRow:
 
 def _stage(row: sqlite3.Row) -> StageRow:
     return StageRow(**(dict(row) | {"stage": Stage(row["stage"])}))
+
+
+def _trial(row: sqlite3.Row) -> TrialRow:
+    return TrialRow(**(dict(row) | {"env": json.loads(row["env"])}))

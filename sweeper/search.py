@@ -19,12 +19,6 @@ from sweeper.space import Param, check_space, grid
 # What a search is over when nothing else is said about its stages.
 DEFAULT_RUNG = "race"
 LEAST_DIVIDED = 12  # runs
-# Results that a search can be judged by; lower is better unless it says otherwise.
-OBJECTIVES = (
-    *("val_bpb", "val_loss", "prequant_val_bpb", "prequant_val_loss", "quant_val_bpb"),
-    *("quant_val_loss", "bytes_total", "bytes_code", "bytes_model", "steps", "step_avg_ms"),
-    *("train_time_ms", "eval_time_s", "peak_memory_mib", "model_params"),
-)
 Objective = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Direction = Literal["minimize", "maximize"]
 Sampler = Literal["surrogate", "tpe", "gp", "cmaes", "random", "grid", "qmc"]

@@ -189,12 +189,29 @@ def test_a_search_has_to_end() -> None:
         search_spec(stage=[{"name": "race", "seeds": 1}])
 
 
-def test_gpu_hours_end_a_search(tmp_path: Path) -> None:
-    # Each run takes no time here, so the hours are never spent: the number of trials ends it.
-    spec = search_spec(search={"budget": {"gpu_hours": 1e-9}})
+@pytest.mark.parametrize(
+    ("budget", "cost"),
+    [({"gpu_hours": 3.0}, None), ({"usd": 6.0}, {"usd_per_gpu_hour": 2.0})],
+)
+def test_time_and_money_end_a_search(
+    tmp_path: Path, budget: dict[str, float], cost: dict[str, float] | None
+) -> None:
+    """Runs of an hour on one GPU each; one of three is kept for the seed that confirms."""
+    stages = [{"name": "race", "seeds": 1}, {"name": "confirm", "seeds": [7], "top": 1}]
+    spec = search_spec(search={"budget": budget}, stage=stages, cost=cost)
+
+    def in_an_hour(play: Play) -> None:
+        play.ledger.write(
+            lambda: play.ledger.db.execute("UPDATE stages SET gpus = '0', ended = launched + 3600")
+        )
+
     with playing(spec, tmp_path) as play:
-        assert play.go_on() < 17
+        while play.go_on(1):
+            in_an_hour(play)
         assert play.planner.done
+        assert len(runs_of(play)) == 3
+        assert [entry.state for entry in play.entries("confirm")] == [EntryState.COMPLETE]
+        assert len(play.entries("race")) == 2
 
 
 @pytest.mark.parametrize("slots", [1, 3])

@@ -175,6 +175,24 @@ def test_what_a_search_lacks_room_for_in_time_is_pruned(tmp_path: Path) -> None:
         assert play.entries("race")[2].reports == {25: 1.4}
 
 
+@pytest.mark.parametrize("name", ["median", "successive_halving", "hyperband"])
+def test_every_pruner_ends_what_is_far_behind(tmp_path: Path, name: str) -> None:
+    pruner = {"name": name, "startup_trials": 1, "by": "step"}
+    spec = search_spec(
+        search={"pruner": pruner}, stage=[{"name": "race", "seeds": 1, "trials": 16}]
+    )
+    reasons = []
+    with playing(spec, tmp_path, bowl) as play:
+        for number in range(16):
+            run = play.planner.next_run()
+            assert run is not None
+            value = 1.1 if number < 8 else 2.0
+            reasons.append([play.planner.report(run, place, value) for place in (1, 2, 4, 8)])
+            play.end(run, (value, 100))
+    assert not any(reasons[0])
+    assert any(reason for each in reasons[8:] for reason in each)
+
+
 # ---- a journal whose writer was killed
 
 
