@@ -105,6 +105,8 @@ def train_stage(
     conditions = describe(ranks) | computing | {"data": _describe_data(data, validation)}
     report.event("config", config=config.echo(), **conditions)
     _print_hyperparameters(config, report, ranks.world, params)
+    report.line(f"train_shards: {len(data.files)}")
+    report.line(f"val_tokens: {validation.tokens.size - 1}")
 
     # ---- training
     trainer = Trainer(

@@ -158,8 +158,7 @@ def trials_frame(ledger: Ledger) -> pd.DataFrame:
     result, and a mean with those that it was chosen by would not be.
     """
     runs, spec = runs_frame(ledger), ledger.spec
-    fresh = {seed for rung in spec.stages if rung.fresh for seed in rung.seeds_of(spec.seeds)}
-    on_fresh = runs["seed"].isin(fresh)
+    on_fresh = runs["seed"].isin(spec.fresh_seeds)
     rows = []
     for trial in ledger.trials():
         mine = runs["trial"] == trial.name

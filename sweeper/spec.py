@@ -220,6 +220,12 @@ class SweepSpec(Table):
             return self.stages
         return default_rungs(self.search, self.seeds)
 
+    @property
+    def fresh_seeds(self) -> frozenset[int]:
+        """The seeds of a search that choose nothing: those that its result is on."""
+        rungs = (rung for rung in self.rungs if rung.fresh)
+        return frozenset(seed for rung in rungs for seed in rung.seeds_of(self.seeds))
+
     def _check_trials_differ(self) -> None:
         seen: dict[str, str] = {}
         for trial in self.trials:

@@ -60,6 +60,11 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(n=n, mean=mean, std=std, low=mean - half, high=mean + half)
 
 
+def population_std(values: Sequence[float]) -> float | None:
+    """The standard deviation with n below the line, which is not that of a sample."""
+    return statistics.pstdev(values) if values else None
+
+
 def welch(
     candidate: Sequence[float],
     baseline: Sequence[float],

@@ -1,20 +1,18 @@
-"""Logs of scripts that know no contract: real ones against their truth, and whatever else comes."""
+"""Logs of scripts that know no contract: real ones against their truth, and how they are read."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sweeper.adapters import LogFacts, parse, parse_runs
-from sweeper.layout import AttemptDir
-from sweeper.logreader import LINE_BYTES, LogReader, RunReader, find_logs, read_log, read_runs
-from sweeper.scores import Kind
+from sweeper.adapters import MOST_RUNS, LogFacts, parse, parse_runs
+from sweeper.logreader import Lines, read_log, read_runs
+from sweeper.scores import Kind, seconds_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "logs"
 RECORD = "main__2026-04-04_SP4096_DepthRecurrence_ParallelResid_MuonEqR"
@@ -31,8 +29,6 @@ SAME = {
     "peak_memory_mib": "peak_memory_mib",
     "world_size": "world_size",
 }
-# Logs of neither format; a person has read them.
-FOREIGN = ("pr1335__", "pr1687__", "pr1731__", "pr1273__")
 # Files with more than one run where the truth is of one: a terminal session, and others' claims.
 SESSIONS = ("script.txt",)
 # Where truth is the claim and that is not the score of the highest priority.
@@ -40,8 +36,18 @@ OTHER_CLAIM = {
     "pr116__2026-03-19_MSEQuant_SlidingWindow_EMA": "claims plain windows, has sliding ones too",
     "pr525__2026-03-23_10L_Optimized": "has no score where its claim has another log",
 }
-# What the truth's reader has not found, and is there.
-FOUND_HERE = {("pr1474__", "bytes_model")}
+# Its weights were averaged after the last validation; it names the state that was chosen.
+OTHER_BEFORE = ("pr1384__", "pr1474__")
+# What the truth's reader has not found or not taken, and is there.
+FOUND_HERE = {
+    ("pr1474__", "bytes_model"): "Serialized model NAME:FILE bytes:N",
+    ("pr1747__", "bytes_total"): "Total mixed submission: N bytes, which is model + code",
+    ("pr702__2", "bytes_model"): "model:N code:N total:N",
+    ("pr702__2", "bytes_code"): "model:N code:N total:N",
+    ("pr702__2", "bytes_total"): "model:N code:N total:N",
+    ("pr1687__", "world_size"): "World size: N",
+    ("pr1335__", "peak_memory_mib"): "peak_vram_mb: N",
+}
 
 
 def folders() -> list[Path]:
@@ -73,31 +79,70 @@ def wrong(folder: Path, run: dict[str, Any], facts: LogFacts) -> Iterator[str]:
             yield f"{folder.name}/{run['file']}: {mine} is {found}, truly {true}"
 
 
-def test_every_real_log_of_either_format_is_read_as_a_person_reads_it() -> None:
+def test_every_real_log_is_read_as_a_person_reads_it() -> None:
     checked = 0
     mistakes: list[str] = []
     for folder in folders():
-        if not folder.name.startswith(FOREIGN):
-            for run, facts in read_truth(folder):
-                mistakes += wrong(folder, run, facts)
-                checked += 1
-                if run["seed_from"] == "log" and facts.seed != run["seed"]:
-                    mistakes.append(f"{folder.name}/{run['file']}: seed {facts.seed}")
-                before = run["pre_quant_val_bpb"]
-                of_step = (run["pre_quant_label"] or "step").startswith("step")
-                if not of_step and facts.prequant_val_bpb != before:
-                    mistakes.append(f"{run['file']}: before {facts.prequant_val_bpb}, not {before}")
-                assert facts.form in ("log-a", "log-b")
+        for run, facts in read_truth(folder):
+            mistakes += wrong(folder, run, facts)
+            checked += 1
+            if run["seed_from"] == "log" and facts.seed != run["seed"]:
+                mistakes.append(f"{folder.name}/{run['file']}: seed {facts.seed}")
+            before = run["pre_quant_val_bpb"]
+            if folder.name.startswith(OTHER_BEFORE):
+                continue
+            if before is not None and abs((facts.prequant_val_bpb or 0) - before) > 1e-8:
+                mistakes.append(f"{run['file']}: before {facts.prequant_val_bpb}, not {before}")
+            assert facts.form in ("log-a", "log-b", "prose")
     assert mistakes == []
-    assert checked > 110
+    assert checked > 125
 
 
-def test_what_is_not_read_of_foreign_logs_is_missing_and_never_wrong() -> None:
+def test_a_score_has_its_line_its_digits_and_the_time_of_its_pass() -> None:
+    timed = 0
     for folder in folders():
-        if folder.name.startswith(FOREIGN):
-            for run, facts in read_truth(folder):
-                for mine, theirs in SAME.items():
-                    assert getattr(facts, mine) in (None, run[theirs]), (folder.name, mine)
+        for run, facts in read_truth(folder):
+            if folder.name in OTHER_CLAIM:
+                continue
+            head = next(score for score in facts.scores if score.name == facts.headline)
+            where = f"{folder.name}/{run['file']}"
+            assert facts.lines["val_bpb"] == head.line == run["final_line_no"], where
+            assert head.val_bpb_text == run["val_bpb_str"], where
+            assert head.val_loss_text == run["val_loss_str"], where
+            if run["eval_time_ms"] is not None:
+                # Where no pass is timed, the log has the time of the whole evaluation.
+                seconds = seconds_of(head, facts.scores) or facts.eval_time_s or 0.0
+                assert facts.eval_time_s is not None
+                assert seconds == pytest.approx(run["eval_time_ms"] / 1000), where
+                assert facts.eval_time_s >= seconds - 0.1, where  # a sum, or to a tenth as summed
+                timed += 1
+    assert timed > 110
+
+
+def test_the_line_of_every_fact_says_it() -> None:
+    said = 0
+    for folder in folders():
+        for run, facts in read_truth(folder):
+            lines = list(Lines(folder / run["file"]).read(whole=True))
+            for name, line in facts.lines.items():
+                value = getattr(facts, name)
+                if name in ("eval_time_s", "stop_reason") or value is None:
+                    continue  # a sum, and what may follow from the last step
+                text = lines[line - 1].replace(",", "").lower()
+                said += 1
+                found = (
+                    re.search(rf"(?<![\d.]){re.escape(way)}0*(?!\d)", text) for way in ways(value)
+                )
+                assert any(found), (folder.name, name, value, text)
+    assert said > 1800
+
+
+def ways(value: object) -> list[str]:
+    """How a log may write a value."""
+    if isinstance(value, str):
+        return [value.lower()]
+    assert isinstance(value, int | float)
+    return [f"{value:g}", f"{value:.4f}", str(value), f"{value:.0f}", f"{value / 1000:g}"]
 
 
 def test_the_records_log_gives_every_fact() -> None:
@@ -114,6 +159,12 @@ def test_the_records_log_gives_every_fact() -> None:
     assert (facts.stop_reason, facts.iterations) == ("wallclock_cap", 20000)
     assert facts.hyperparameters["recur_layers"] == "4,5"
     assert len(facts.hyperparameters) > 60
+    assert facts.val_path == "./data/datasets/fineweb10B_sp4096/fineweb_val_*.bin"
+    assert facts.train_path == "./data/datasets/fineweb10B_sp4096/fineweb_train_*.bin"
+    steps = [(interval.begin, interval.end) for interval in facts.intervals]
+    assert (steps[0], steps[-1][0]) == ((1, 2), 4500)
+    # To a tenth of a minute, the log says the same; its clock runs on.
+    assert sum(interval.ms for interval in facts.intervals) == pytest.approx(9.0 * 60_000, rel=0.02)
 
 
 def test_a_failed_adaptation_is_no_headline() -> None:
@@ -122,6 +173,21 @@ def test_a_failed_adaptation_is_no_headline() -> None:
     facts = read_log(SHARED / RECORD / "train_seed42.log")
     assert facts.val_bpb == 1.08938974
     assert [score.val_bpb for score in facts.scores if score.kind is Kind.TTT][-1] == 1.336032
+    # The pass is timed twice, by two clocks; it counts once.
+    assert facts.eval_time_s == pytest.approx(405.41 + 7.7 + 76.7, abs=0.5)
+
+
+def test_the_seconds_of_calibration_are_read_where_a_log_states_them() -> None:
+    found: dict[str, set[float | None]] = {}
+    for folder in folders():
+        for _, facts in read_truth(folder):
+            found.setdefault(folder.name, set()).add(facts.hessian_time_s)
+    stated = {name for name, times in found.items() if times != {None}}
+    names = ("pr2080_", "pr2039_", "pr790_", "pr991_", "pr1812_", RECORD)
+    assert all(any(each.startswith(name) for each in stated) for name in names)
+    assert all(0 < time < 20 for name in stated for time in found[name] if time is not None)
+    # Generating the data for it is not it, and a log with time stamps does not state seconds.
+    assert not any(name.startswith(("main__2026-03-25", "pr702_", "pr1747_")) for name in stated)
 
 
 # ---- which score is the headline
@@ -208,6 +274,58 @@ def test_the_seed_is_read_before_training_and_never_from_code(
     assert parse(lines).seed == seed
 
 
+def test_a_summary_is_the_result_of_a_script_that_ends_with_one() -> None:
+    training = ["step:0/9 val_loss:7 val_bpb:4", "step:9/9 val_loss:2 val_bpb:1.2 train_time:90ms"]
+    block = ["---", "val_bpb:          1.197130", "val_loss:         2.021304"]
+    block += ["training_seconds: 10.1", "peak_vram_mb:     7188.3", "model_bytes:      15"]
+    block += ["code_bytes:       7", "total_bytes:      22", "under_16mb:       True"]
+    before = "compress_roundtrip: vq G=2 val_bpb_before=1.1971 val_bpb_after=1.2046 delta=+0.0075"
+    facts = parse([*training, "swa:post_eval val_loss:2.0213 val_bpb:1.1971", before, *block])
+    assert (facts.metric, facts.val_bpb, facts.val_loss) == ("summary", 1.19713, 2.021304)
+    assert (facts.prequant_val_bpb, facts.quant_val_bpb) == (1.1971, 1.2046)
+    assert (facts.bytes_model, facts.bytes_code, facts.bytes_total) == (15, 7, 22)
+    assert (facts.peak_memory_mib, facts.train_time_ms) == (7188.3, 90)  # what is more exact
+    assert (facts.lines["val_bpb"], facts.lines["val_loss"]) == (6, 7)
+    # Not what a script's source or its settings look like, and not before a score by its name.
+    assert parse([*block, *training]).val_bpb is None
+    assert parse([*training, *block[1:]]).val_bpb is None
+    assert parse([*training, *(f"    {line}" for line in block)]).val_bpb is None
+    sliding = "final_sliding_window val_loss:2.0 val_bpb:1.19"
+    assert parse([*training, sliding, *block]).val_bpb == 1.19
+
+
+def test_prose_says_the_same_facts() -> None:
+    stamp = "[2026-04-19 10:15:22] "
+    lines = ["Starting training with seed=42", "Loading data from ./data/x"]
+    lines += ["Step 0/4550: train_loss=4.8, lr=0.0020", "Step 4400/4550: train_loss=1.2, lr=0.0009"]
+    lines += ["Quantization complete: model size 900 bytes"]
+    lines += ["Sliding window evaluation: val_bpb=1.0791, val_nats=2.7892"]
+    lines += ["Final evaluation with TTT: val_bpb=1.0783, val_nats=2.7845"]
+    lines += ["Artifact size: 950 bytes (15.23 MB)", "Training time: 588 seconds"]
+    lines += ["Evaluation time: 498 seconds", "Seed: 43"]
+    facts = parse([stamp + line for line in lines])
+    assert (facts.form, facts.seed, facts.train_path) == ("prose", 42, "./data/x")
+    assert (facts.metric, facts.val_bpb, facts.val_loss) == ("ttt", 1.0783, 2.7845)
+    assert (facts.bytes_model, facts.bytes_total) == (900, 950)
+    assert (facts.train_time_ms, facts.eval_time_s) == (588_000, 498)
+    # Its last step; how many there were it does not say, so they have no mean time.
+    assert (facts.steps, facts.iterations, facts.step_avg_ms) == (4400, 4550, None)
+    assert parse([stamp + line for line in lines[:4]]).steps is None
+
+
+def test_a_pass_counts_once_in_the_time_of_the_evaluation() -> None:
+    ttt = "legal_ttt:done val_loss=1.9 val_bpb=1.090641 elapsed=408.0s"
+    same = "final_legal_ttt val_loss:1.9 val_bpb:1.0906 eval_time:408500ms"
+    sliding = "final_sliding_window val_loss:1.95 val_bpb:1.12 eval_time:70000ms"
+    before = "pre-quantization post-ema val_loss:1.9 val_bpb:1.09 eval_time:9000ms"
+    assert parse([before, sliding, ttt, same]).eval_time_s == pytest.approx(478.5)
+    assert parse([before, ttt]).eval_time_s == 408.0
+    # A pass that adapts the model and has its score later; and one whose score has its time.
+    assert parse(["ttt:done elapsed=466.6s", sliding]).eval_time_s == pytest.approx(536.6)
+    assert parse(["ttt:done elapsed=408.0s", same]).eval_time_s == 408.5
+    assert parse([sliding, "total_eval_time:508.8s"]).eval_time_s == 508.8
+
+
 def test_a_log_of_several_runs_is_taken_apart() -> None:
     one = ["train_loader:dataset:x train_shards:80", "seed:1", "step:0/9 val_loss:7 val_bpb:4"]
     one += ["step:9/9 val_loss:2.5 val_bpb:1.2 train_time:90ms step_avg:10.0ms"]
@@ -216,90 +334,14 @@ def test_a_log_of_several_runs_is_taken_apart() -> None:
     runs = parse_runs([*one, *two])
     assert [(run.seed, run.val_bpb, run.steps) for run in runs] == [(1, 1.25, 9), (2, 1.35, 9)]
     assert runs[0].stop_reason == "iterations"
+    assert [run.lines["val_bpb"] for run in runs] == [5, 10]  # of the file
 
 
-# ---- whatever comes
-
-
-LINES = ["seed:3", "1/9 train_loss: 6.9 train_time: 0.1m tok/s: 7", "Hyperparameters:", "  a: b"]
-
-
-@given(st.lists(st.one_of(st.binary(max_size=60), st.sampled_from(LINES).map(str.encode))))
-def test_no_bytes_make_the_reading_fail(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
-) -> None:
-    path = tmp_path_factory.mktemp("log") / "log"
-    path.write_bytes(b"\n".join(lines))
-    facts = read_log(path)
-    assert facts.val_bpb is None
-    assert LogReader(path).read() is not None
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_log_is_read_in_whatever_encoding_a_shell_wrote_it(
-    tmp_path: Path, encoding: str, end: str
-) -> None:
-    lines = ["größe", "seed:7", "10 %\r90 %\rpeak memory allocated: 5 MiB", "final_q val_loss:2"]
-    lines += ["final_int8_roundtrip val_loss:2.5 val_bpb:1.25000001 eval_time:7ms"]
-    path = tmp_path / "log"
-    path.write_bytes(end.join(lines).encode(encoding))
-    facts = read_log(path)
-    assert (facts.seed, facts.val_bpb, facts.peak_memory_mib) == (7, 1.25000001, 5.0)
-
-
-def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    with path.open("wb") as file:
-        for _ in range(40):
-            file.write(b"x" * (1 << 20))
-        file.write(b"\nseed:9\n")
-    lines = [len(line) for line in LogReader(path)._lines.read()]
-    assert lines == [LINE_BYTES, 6]
-    assert read_log(path).seed == 9
-
-
-# ---- as it grows
-
-
-def test_a_growing_log_is_read_as_events(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    reader = LogReader(path)
-    assert reader.read() == []
-    with path.open("a") as file:
-        file.write("Hyperparameters:\n  iterations: 4\n  max_wallclock_seconds: 60.0\n")
-        file.write("train_shards: 80\n1/4 train_loss: 6.9 train_time: 0.5m tok/s: 9\n2/4 train_l")
-        file.flush()
-        events = reader.read()
-        assert [event["kind"] for event in events] == ["phase", "config", "phase", "step"]
-        assert events[1]["config"]["iterations"] == "4"
-        assert events[1]["adapter"] == "log-b"
-        step = {"step": 1, "train_loss": 6.9, "train_time_ms": 30_000.0, "progress": 0.5}
-        assert step.items() <= events[-1].items()
-        file.write("oss: 6.8 train_time: 0.6m\n4/4 val_loss: 2.6 val_bpb: 1.2\n")
-        file.write("peak memory allocated: 5 MiB\nSerialized model: 99 bytes\n")
-        file.write("Serialized model int6+brotli: 9 bytes\n")
-        file.write("final_int6_roundtrip val_loss:2.5 val_bpb:1.11 eval_time:70ms\n")
-    events = reader.read()
-    assert [event.get("phase", event["kind"]) for event in events] == [
-        *("step", "val", "hessians", "pack", "eval", "val")
-    ]
-    assert (events[1]["metric"], events[-1]["metric"]) == ("plain", "quant")
-    assert reader.read() == []
-
-
-def test_a_run_is_read_by_its_events_where_it_writes_any(tmp_path: Path) -> None:
-    attempt = AttemptDir(tmp_path / "größe und platz")
-    ranks = attempt.logs / "ranks" / "x" / "attempt_0" / "0"
-    ranks.mkdir(parents=True)
-    reader = RunReader(attempt)
-    assert reader.read() == []
-    attempt.stdout.write_text("torchrun says something\n")
-    attempt.events.touch()  # as a slot makes it that brings files home
-    assert reader.read() == []
-    (ranks / "stdout.log").write_text("step:1/9 train_loss:6.9 train_time:9ms step_avg:9.0ms\n")
-    (attempt.logs / "own.txt").write_text("seed:5\n")
-    assert [event["kind"] for event in reader.read()] == ["phase", "step"]
-    assert find_logs(attempt) == [ranks / "stdout.log", attempt.stdout, attempt.logs / "own.txt"]
-    attempt.events.write_text('{"kind": "phase", "phase": "setup"}\n')
-    assert reader.read() == [{"kind": "phase", "phase": "setup"}]
+def test_of_a_log_of_very_many_runs_the_rest_is_noted() -> None:
+    one = ["step:0/9 val_loss:7 val_bpb:4", "step:9/9 train_loss:2 train_time:9ms step_avg:1ms"]
+    runs = parse_runs(one * (MOST_RUNS + 5))
+    assert len(runs) == MOST_RUNS
+    assert [run.notes for run in runs[:-1]] == [()] * (MOST_RUNS - 1)
+    assert runs[-1].notes == ("the log goes on after 1,000 runs, from line 2,001: not read",)
+    assert len(parse_runs(one * MOST_RUNS)) == MOST_RUNS
+    assert parse_runs(one * MOST_RUNS)[-1].notes == ()

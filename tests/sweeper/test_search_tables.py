@@ -195,6 +195,15 @@ def test_fresh_seeds_have_a_row_of_their_own(tmp_path: Path) -> None:
     assert "over seeds 42" not in table
 
 
+def test_so_have_those_of_a_search_that_names_no_stages(tmp_path: Path) -> None:
+    spec = search_spec(stage=[], search={"budget": {"runs": 15}})
+    with playing(spec, tmp_path) as play:
+        play.go_on()
+        frame = trials_frame(play.ledger)
+    assert spec.fresh_seeds
+    assert set(frame.loc[frame["fresh"], "seeds"]) == {len(spec.fresh_seeds)}
+
+
 @pytest.mark.parametrize("runs", [0, 1, 5, 12, None])
 def test_every_form_can_be_had_at_any_time(tmp_path: Path, runs: int | None) -> None:
     sweep = played(tmp_path, runs)
