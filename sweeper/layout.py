@@ -7,6 +7,7 @@
                study.sqlite                    Optuna's view of a search
                driver.json                     what the driver says of itself
                report.csv, report.json         what was found
+               report.html                     a page to look at
                figures/                        the same in pictures
                attempts/<trial>/seed<S>/<n>/   one attempt: the process contract's files
 """
@@ -184,6 +185,10 @@ class SweepDir:
     def report_md(self) -> Path:
         """Of a search: its findings, for people."""
         return self.path / "report.md"
+
+    @property
+    def report_html(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def figures(self) -> Path:

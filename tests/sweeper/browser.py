@@ -37,16 +37,18 @@ def find_chromium() -> str:
 
 
 class Page:
-    """One tab. `requests` are the URLs that it has asked for."""
+    """One tab. `requests` are the URLs that it has asked for, `errors` what it complained of."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, socket: Any) -> None:
         self._loop, self._socket = loop, socket
         self._numbers = itertools.count()
         self.requests: list[str] = []
+        self.errors: list[str] = []
 
     def open(self, url: str) -> None:
         """Go to a page and wait until it is loaded; its scripts may still be at work."""
-        self.call("Network.enable")
+        for domain in ("Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
         self.call("Page.navigate", url=url)
         self.wait("location.href != 'about:blank' && document.readyState == 'complete'", url)
 
@@ -77,9 +79,18 @@ class Page:
             message = await self._socket.receive_json()
             if message.get("method") == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
+            self._note_error(message.get("method"), message.get("params", {}))
             if message.get("id") == number:
                 assert "error" not in message, message["error"]
                 return dict(message["result"])
+
+    def _note_error(self, method: str | None, facts: dict[str, Any]) -> None:
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(str(facts["exceptionDetails"]))
+        elif method == "Log.entryAdded" and facts["entry"]["level"] == "error":
+            self.errors.append(facts["entry"]["text"])
+        elif method == "Runtime.consoleAPICalled" and facts["type"] == "error":
+            self.errors.append(str(facts["args"]))
 
 
 @contextmanager
