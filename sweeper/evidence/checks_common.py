@@ -1,0 +1,57 @@
+"""What several checks share: which runs a claim is of, and how numbers are held against each other.
+
+Nothing here decides a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from sweeper.evidence.claims import seed_of
+from sweeper.evidence.read import SEED_IN_NAME
+from sweeper.evidence.record import Claimed, LoggedRun, Record
+
+MOST_BYTES = 4 << 20  # of a text file beside the logs; what is longer is none to read
+
+
+def seed_in_name(path: Path) -> int | None:
+    """The seed that a log's name says; the last where there are several."""
+    found = SEED_IN_NAME.findall(path.stem)
+    return int(found[-1]) if found else None
+
+
+def claims_by_run(
+    record: Record,
+) -> Iterator[tuple[str, Mapping[str, Claimed], Sequence[LoggedRun]]]:
+    """Each run that the record claims: its key, its claims, and the runs that it may be of.
+
+    Those are the counted runs of its seed; by the name of the log where no log has the seed. A key
+    without a seed may be of any of them.
+    """
+    for key, claims in record.claim.per_seed.items():
+        seed = None if key.startswith("run ") else seed_of(key)
+        if seed is None:
+            yield key, claims, record.counted
+            continue
+        mine = [run for run in record.counted if run.seed == seed]
+        yield key, claims, mine or [r for r in record.counted if seed_in_name(r.path) == seed]
+
+
+def read_text(path: Path | None) -> str:
+    """A small text file; empty where there is none or it is too long to be one."""
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def off_by_one_digit(claim: Claimed, value: float) -> bool:
+    """Whether a claim misses a value by less than one unit of its last digit.
+
+    So does a mean or a spread of values that had been rounded before.
+    """
+    return bool(abs(claim.value - value) < 10.0**-claim.digits * (1 + 1e-9))

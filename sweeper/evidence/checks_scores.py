@@ -1,0 +1,236 @@
+"""The claimed scores against the logs: the headline, each seed's, and their spread."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterator
+
+from sweeper.evidence.checks_common import claims_by_run, off_by_one_digit
+from sweeper.evidence.record import Claimed, LoggedRun, Record
+from sweeper.evidence.rules import (
+    Context,
+    Said,
+    failed,
+    not_said,
+    passed,
+    rule,
+    unknown,
+    warned,
+)
+from sweeper.logreader import Lines
+
+STEP = re.compile(r"^(?:step:)?\d+(?:/\d+)? +val_loss")  # a validation during training
+
+
+@rule(
+    "headline",
+    "The claimed score is the mean of the runs that count",
+    source="Failures: headline ≠ logs, stale log of another model",
+    advice="Claim the mean over all counted runs of the score of the quantised model, as logged.",
+)
+def headline(context: Context) -> Iterator[Said]:
+    record, claim = context.record, context.record.claim
+    if not record.scores or not all(map(math.isfinite, record.scores)):
+        yield unknown("no mean: a run that counts has no finite score, or none counts")
+        return
+    mean = statistics.fmean(record.scores)
+    if claim.val_bpb is None:
+        yield unknown(f"no val_bpb is claimed; the runs' mean is {mean:.8f}")
+    else:
+        yield _mean(claim.val_bpb, mean, record)
+    readme = [_mean(each, mean, record) for each in claim.readme]
+    agree = any(status == "pass" for status, _ in readme)
+    for status, evidence in readme:
+        # Further numbers may be of something else; one of them must be the mean.
+        yield (
+            warned(evidence.text, _at(claim.readme, evidence.line))
+            if agree and status == "fail"
+            else (status, evidence)
+        )
+
+
+def _at(claims: tuple[Claimed, ...], line: int | None) -> Claimed | None:
+    return next((claim for claim in claims if claim.where.endswith(f":{line}")), None)
+
+
+def _mean(claim: Claimed, mean: float, record: Record) -> Said:
+    scores = record.scores
+    n = len(scores)
+    text = f"{claim.text} claimed, the mean of {n} runs is {mean:.8f}"
+    if claim.agrees(mean):
+        return passed(text, claim)
+    if off_by_one_digit(claim, mean):
+        return warned(f"{text}: as if the runs' scores had been rounded before", claim)
+    text += f" ({claim.value - mean:+.8f})"
+    if n > 1 and claim.agrees(min(scores)):
+        return failed(f"{text}: it is the best of {n} runs", claim)
+    if n > 1 and any(claim.agrees(score) for score in scores):
+        return failed(f"{text}: it is one of {n} runs", claim)
+    for name, values in _others(record):
+        if any(claim.agrees(value) for value in (statistics.fmean(values), *values)):
+            return failed(f"{text}: it is {name}", claim)
+    best = [run for run in record.excluded if run.val_bpb and claim.agrees(run.val_bpb)]
+    if best:
+        return failed(f"{text}: it is that of {best[0].label}, which does not count", claim)
+    return failed(text + _during_training(claim, record), claim)
+
+
+def _during_training(claim: Claimed, record: Record) -> str:
+    """Where a log has the claimed score while the model trains, before it is quantised."""
+    for path in dict.fromkeys(run.path for run in record.counted):
+        for number, line in enumerate(Lines(path).read(whole=True), start=1):
+            if STEP.match(line) and claim.text in re.split(r"[^\d.]+", line):
+                return f": it is the score before quantisation, {path.name}:{number}"
+    return ""
+
+
+def _others(record: Record) -> Iterator[tuple[str, list[float]]]:
+    """What else a claim may be of: scores in the logs that are not the artifact's."""
+    for name, fact in (
+        ("the score before quantisation", "prequant_val_bpb"),
+        ("the score of plain windows", "quant_val_bpb"),
+    ):
+        values: list[float | None] = [getattr(run.facts, fact) for run in record.counted]
+        known = [value for value in values if value is not None]
+        if known and len(known) == len(values):
+            yield name, known
+
+
+@rule(
+    "headline-loss",
+    "The claimed val_loss is the mean of the runs that count",
+    source="Failures: headline ≠ logs",
+    advice="Claim the mean val_loss of the same runs and the same metric as val_bpb.",
+)
+def headline_loss(context: Context) -> Iterator[Said]:
+    record, claim = context.record, context.record.claim.val_loss
+    if claim is None:
+        yield passed("no val_loss is claimed")
+        return
+    losses = [run.val_loss for run in record.counted if run.val_loss is not None]
+    if len(losses) < len(record.counted) or not losses:
+        yield unknown("the logs do not give every run's val_loss", claim)
+        return
+    mean = statistics.fmean(losses)
+    text = f"val_loss {claim.text} claimed, the runs' mean is {mean:.8f}"
+    if claim.agrees(mean):
+        yield passed(text, claim)
+    elif off_by_one_digit(claim, mean):
+        yield warned(f"{text}: as if it had been rounded before", claim)
+    elif record.scores and claim.agrees(statistics.fmean(record.scores)):
+        yield failed(f"{text}: it is the val_bpb", claim)
+    elif len(losses) > 1 and any(claim.agrees(loss) for loss in losses):
+        yield failed(f"{text}: it is that of one run", claim)
+    else:
+        yield failed(text, claim)
+
+
+@rule(
+    "seed-scores",
+    "Each seed's claimed score is that of its log",
+    source="Failures: headline ≠ logs, swapped logs",
+    advice="Correct the score, or add the log that it is from.",
+)
+def seed_scores(context: Context) -> Iterator[Said]:
+    held = False
+    for key, claims, runs in claims_by_run(context.record):
+        of: tuple[tuple[str, Callable[[LoggedRun], float | None]], ...] = (
+            ("val_bpb", lambda run: run.val_bpb),
+            ("val_loss", lambda run: run.val_loss),
+        )
+        for name, value in of:
+            if (claim := claims.get(name)) is None:
+                continue
+            held = True
+            mine = [each for run in runs if (each := value(run)) is not None]
+            others = [run for run in context.record.counted if run not in runs]
+            yield _seed_score(claim, key, name, mine, [(run, value(run)) for run in others])
+    if not held:
+        yield passed("no scores are claimed seed by seed")
+
+
+def _seed_score(
+    claim: Claimed,
+    key: str,
+    name: str,
+    mine: list[float],
+    others: list[tuple[LoggedRun, float | None]],
+) -> Said:
+    text = f"{name} {claim.text} claimed for {key}"
+    swapped = [run for run, score in others if score is not None and claim.agrees(score)]
+    if not mine:
+        return unknown(f"{text}, which no log that counts has", claim)
+    near = min(mine, key=lambda score: abs(score - claim.value))
+    if claim.agrees(near):
+        return passed(f"{text}, as logged", claim)
+    text = f"{text}, its log says {near:.8f} ({claim.value - near:+.8f})"
+    if off_by_one_digit(claim, near):
+        return warned(f"{text}: rounded otherwise", claim)
+    if swapped:
+        return failed(f"{text}: it is the score of {swapped[0].label}", claim)
+    return failed(text, claim)
+
+
+@rule(
+    "spread",
+    "The claimed standard deviation is that of the sample",
+    source="Failures: std",
+    advice="Claim the sample standard deviation: n − 1 below the line, over all counted runs.",
+)
+def spread(context: Context) -> Iterator[Said]:
+    record, claim = context.record, context.record.claim
+    if claim.val_bpb_std is None and claim.val_bpb_std_population is None:
+        yield passed("no standard deviation is claimed")
+        return
+    if not all(map(math.isfinite, record.scores)):
+        yield unknown("a run that counts has no finite score")
+        return
+    sample, population = record.summary.std, record.std_population
+    if sample is None or population is None:
+        yield unknown(f"{len(record.scores)} scored runs have no standard deviation")
+        return
+    if claim.val_bpb_std is not None:
+        yield _spread(claim.val_bpb_std, sample, population, record)
+    if (named := claim.val_bpb_std_population) is not None:
+        text = f"{named.text} claimed as the population's, it is {population:.8f}"
+        yield (passed if named.agrees(population) else failed)(text, named)
+
+
+def _spread(claim: Claimed, sample: float, population: float, record: Record) -> Said:
+    text = f"{claim.text} claimed, that of the sample is {sample:.8f}"
+    if claim.agrees(sample):
+        return passed(text, claim)
+    digits = {4, *(c["val_bpb"].digits for c in record.claim.per_seed.values() if "val_bpb" in c)}
+    if any(claim.agrees(each) for each in _of_rounded(record.scores, digits)):
+        return warned(f"{text}: it is that of the rounded scores", claim)
+    if claim.agrees(population):
+        return failed(f"{text}: it is the population's, {population:.8f}", claim)
+    return failed(f"{text}, that of the population {population:.8f}: it is neither", claim)
+
+
+def _of_rounded(scores: tuple[float, ...], digits: set[int]) -> Iterator[float]:
+    for places in digits:
+        rounded = [round(score, places) for score in scores]
+        yield statistics.stdev(rounded)
+
+
+@rule(
+    "metric",
+    "All runs are scored by the same metric, and by the one that is claimed",
+    source="Rules: evaluation conditions; Failures: headline ≠ logs",
+    advice="Score every run the same way, and say which of a log's final metrics the claim is.",
+)
+def metric(context: Context) -> Iterator[Said]:
+    record = context.record
+    if len(record.metrics) > 1:
+        yield failed(f"scored by {' and '.join(record.metrics)}, which have no common mean")
+    for run in record.counted:
+        if run.headline is None:
+            yield not_said(run, "val_bpb", "the final score")
+        elif run.headline != run.facts.headline and run.facts.headline is not None:
+            text = f"the claim is {run.headline}; the log also has {run.facts.headline}"
+            yield warned(text, run, "val_bpb")
+        else:
+            yield passed(f"{run.headline} {run.val_bpb_text}", run, "val_bpb")
