@@ -1,0 +1,142 @@
+"""Decompressors for data that nobody vouches for: each stops at what may be had, and says why."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MOST_BYTES = 64 << 20  # of all that an unpacking makes, together
+MOST_STEPS = 500_000  # of expressions evaluated
+MOST_MEMORY = 256 << 20  # of a decompressor
+
+
+class UnknownValueError(Exception):
+    """An expression whose value is not known from the text alone; the message says why."""
+
+
+class TooLargeError(Exception):
+    """An unpacking that makes more than it may."""
+
+
+@dataclass
+class Budget:
+    """What is left of bytes and steps; TooLargeError once nothing is."""
+
+    bytes: int = MOST_BYTES
+    steps: int = MOST_STEPS
+
+    def take(self, size: int) -> None:
+        self.bytes -= size
+        if self.bytes < 0:
+            raise TooLargeError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
+
+    def step(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise TooLargeError("it takes too many steps to unpack")
+
+
+def _drained(feed: Callable[[bytes, int], bytes], data: bytes, budget: Budget) -> bytes:
+    """What one decompressor makes of data; it is asked for no more than may be had."""
+    made = feed(data, budget.bytes + 1)
+    budget.take(len(made))
+    return made
+
+
+def unlzma(
+    data: bytes,
+    format: int = lzma.FORMAT_AUTO,  # noqa: A002 - the name that lzma gives it
+    memlimit: object = None,
+    filters: list[dict[str, Any]] | None = None,
+    *,
+    budget: Budget,
+) -> bytes:
+    for each in filters or ():
+        if int(each.get("dict_size", 0)) > MOST_MEMORY:
+            raise TooLargeError("its LZMA dictionary is too large")
+    raw = format == lzma.FORMAT_RAW
+    parts: list[bytes] = []
+    while data:
+        memory = None if raw else MOST_MEMORY
+        decoder = lzma.LZMADecompressor(format=format, memlimit=memory, filters=filters)
+        try:
+            parts.append(_drained(decoder.decompress, data, budget))
+        except lzma.LZMAError:
+            if parts:  # as lzma.decompress has it: what follows a stream may be anything
+                break
+            raise
+        if not decoder.eof:
+            # A raw stream need not have an end mark; lzma.decompress takes it all the same only
+            # where it has one.
+            raise UnknownValueError("its LZMA data are cut off")
+        data = b"" if raw else decoder.unused_data
+    return b"".join(parts)
+
+
+def unzlib(data: bytes, wbits: int = zlib.MAX_WBITS, bufsize: int = 0, *, budget: Budget) -> bytes:
+    decoder = zlib.decompressobj(wbits)
+    made = _drained(decoder.decompress, data, budget)
+    if not decoder.eof:
+        raise UnknownValueError("its zlib data are cut off")
+    return made
+
+
+def ungzip(data: bytes, *, budget: Budget) -> bytes:
+    return unzlib(data, 31, budget=budget)
+
+
+def unbz2(data: bytes, *, budget: Budget) -> bytes:
+    decoder = bz2.BZ2Decompressor()
+    made = _drained(decoder.decompress, data, budget)
+    if not decoder.eof:
+        raise UnknownValueError("its bz2 data are cut off")
+    return made
+
+
+def unbrotli(data: bytes, *, budget: Budget) -> bytes:
+    import brotli
+
+    decoder = brotli.Decompressor()
+    parts: list[bytes] = []
+    rest = data
+    while not decoder.is_finished():
+        try:
+            part = bytes(decoder.process(rest, output_buffer_limit=1 << 16))
+        except brotli.error as error:
+            raise UnknownValueError(f"its brotli data are damaged: {error}") from error
+        if not part and not rest:
+            raise UnknownValueError("its brotli data are cut off")
+        budget.take(len(part))
+        parts.append(part)
+        rest = b""
+    return b"".join(parts)
+
+
+def unzstd(data: bytes, max_output_size: int = 0, *, budget: Budget) -> bytes:
+    import zstandard
+
+    decoder = zstandard.ZstdDecompressor(max_window_size=MOST_MEMORY)
+    try:
+        with decoder.stream_reader(data) as reader:
+            return _drained(lambda _, most: bytes(reader.read(most)), data, budget)
+    except zstandard.ZstdError as error:
+        raise UnknownValueError(f"its zstandard data are damaged: {error}") from error
+
+
+DECOMPRESSORS: Mapping[str, Callable[..., bytes]] = {
+    "lzma.decompress": unlzma,
+    "zlib.decompress": unzlib,
+    "gzip.decompress": ungzip,
+    "bz2.decompress": unbz2,
+    "brotli.decompress": unbrotli,
+    "zstandard.decompress": unzstd,
+    "zstd.decompress": unzstd,
+    "lzma.LZMADecompressor.decompress": unlzma,
+    "zlib.decompressobj.decompress": unzlib,
+    "bz2.BZ2Decompressor.decompress": unbz2,
+    "zstandard.ZstdDecompressor.decompress": unzstd,
+}

@@ -1,0 +1,404 @@
+"""Constant expressions worked out without running any: what a wrapper makes of its own data.
+
+Only pure calls over constants are known (decompressing, decoding, slicing, joining), each bounded
+in what it may make. Whatever else stands in an expression makes it unknown; nothing of a script is
+ever executed, imported or opened.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import codecs
+import lzma
+import operator
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweeper.evidence.unpack_codecs import (
+    DECOMPRESSORS,
+    Budget,
+    TooLargeError,
+    UnknownValueError,
+)
+
+DEEPEST = 200  # expressions within each other
+ITEM_BYTES = 8  # of a list, whatever is in it
+MOST_BITS = 4_096  # of a whole number
+CODECS = frozenset(
+    {"utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "l1", "cp437", "cp1252"}
+    | {"utf-16", "utf-16-le", "utf-16-be", "utf-32", "unicode_escape", "raw_unicode_escape"}
+)
+# The modules whose names may stand in a constant expression.
+MODULES = frozenset(
+    {"lzma", "zlib", "bz2", "gzip", "base64", "binascii", "codecs", "brotli", "zstandard", "zstd"}
+    | {"builtins", "sys", "pathlib", "io", "os", "importlib", "runpy", "marshal", "compression"}
+)
+CONSTANTS: Mapping[str, Any] = {
+    **{f"lzma.{name}": getattr(lzma, name) for name in dir(lzma) if name.isupper()},
+    "zlib.MAX_WBITS": zlib.MAX_WBITS,
+    "zlib.DEF_BUF_SIZE": zlib.DEF_BUF_SIZE,
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A module or a function of one, by its dotted name."""
+
+    dotted: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """What `compile` makes of a source."""
+
+    source: str | bytes
+
+
+@dataclass
+class OwnFile:
+    """The script itself, opened or named by a path; reading moves on."""
+
+    data: bytes
+    text: bool
+    at: int = 0
+
+    def read(self, size: int = -1) -> str | bytes:
+        end = len(self.data) if size is None or size < 0 else self.at + size
+        part, self.at = self.data[self.at : end], min(end, len(self.data))
+        return part.decode("utf-8", "replace") if self.text else part
+
+
+def _decoded(data: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
+    """codecs.decode, for the codecs that hide code."""
+    name = encoding.lower().replace("-", "_").removesuffix("_codec")
+    if name in ("hex", "base64"):
+        return (binascii.unhexlify if name == "hex" else base64.b64decode)(data)
+    if name in ("rot13", "rot_13"):
+        return codecs.decode(data, "rot13")
+    return bytes(data).decode(_codec(encoding), errors)
+
+
+def _codec(name: str) -> str:
+    if name.lower().replace("_", "-") not in {each.replace("_", "-") for each in CODECS}:
+        raise UnknownValueError(f"the codec {name!r} is none of the plain ones")
+    return name
+
+
+DECODERS: Mapping[str, Callable[..., Any]] = {
+    **{
+        f"base64.{name}": getattr(base64, name)
+        for name in (
+            *("b64decode", "standard_b64decode", "urlsafe_b64decode", "b32decode"),
+            *("b16decode", "b85decode", "a85decode", "decodebytes"),
+        )
+    },
+    "binascii.unhexlify": binascii.unhexlify,
+    "binascii.a2b_hex": binascii.a2b_hex,
+    "binascii.a2b_base64": binascii.a2b_base64,
+    "codecs.decode": _decoded,
+    "bytes.fromhex": bytes.fromhex,
+    "builtins.chr": chr,
+    "builtins.ord": ord,
+    "builtins.len": len,
+    "builtins.int": int,
+    "builtins.tuple": tuple,
+    "builtins.list": list,
+}
+# Methods of text and bytes that make no more than they are given.
+SHRINKING = frozenset(
+    {"strip", "lstrip", "rstrip", "split", "rsplit", "partition", "rpartition", "splitlines"}
+    | {"lower", "upper", "swapcase", "hex", "find", "rfind", "index", "rindex", "count"}
+    | {"removeprefix", "removesuffix", "startswith", "endswith", "keys", "values", "tobytes"}
+)
+OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
+    ast.BitAnd: operator.and_,
+    ast.RShift: operator.rshift,
+}
+
+
+@dataclass
+class Evaluator:
+    """Values of expressions, by the names bound so far. UnknownValueError, TooLargeError."""
+
+    own: bytes  # the script's own bytes, for those that read themselves
+    budget: Budget = field(default_factory=Budget)
+    names: dict[str, Any] = field(default_factory=dict)
+    depth: int = 0
+
+    def value(self, node: ast.expr) -> Any:
+        self.budget.step()
+        self.depth += 1
+        try:
+            if self.depth > DEEPEST:
+                raise UnknownValueError("it is nested too deeply")
+            method = getattr(self, f"_{type(node).__name__.lower()}", None)
+            if method is None:
+                raise UnknownValueError(f"a {type(node).__name__} is not constant")
+            return method(node)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UnknownValueError(f"{type(error).__name__}: {error}") from error
+        except (lzma.LZMAError, zlib.error, OSError, EOFError, MemoryError) as error:
+            raise UnknownValueError(f"its data cannot be unpacked: {error}") from error
+        finally:
+            self.depth -= 1
+
+    # ---- expressions
+
+    def _constant(self, node: ast.Constant) -> Any:
+        return node.value
+
+    def _name(self, node: ast.Name) -> Any:
+        if node.id in self.names:
+            return self.names[node.id]
+        if node.id == "__file__":
+            return OwnFile(self.own, text=False)
+        return Name(f"builtins.{node.id}")
+
+    def _namedexpr(self, node: ast.NamedExpr) -> Any:
+        self.names[node.target.id] = found = self.value(node.value)
+        return found
+
+    def _tuple(self, node: ast.Tuple) -> Any:
+        return tuple(self._items(node.elts))
+
+    def _list(self, node: ast.List) -> Any:
+        return self._items(node.elts)
+
+    def _items(self, nodes: list[ast.expr]) -> list[Any]:
+        return [self.value(each) for each in nodes]
+
+    def _dict(self, node: ast.Dict) -> Any:
+        return {
+            self.value(key): self.value(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if key is not None
+        }
+
+    def _joinedstr(self, node: ast.JoinedStr) -> str:
+        parts = []
+        for each in node.values:
+            plain = isinstance(each, ast.FormattedValue)
+            found = self.value(each.value if isinstance(each, ast.FormattedValue) else each)
+            if not isinstance(found, str | int) or (plain and each.format_spec is not None):  # type: ignore[attr-defined]
+                raise UnknownValueError("a formatted string")
+            parts.append(str(found))
+        text: str = self._sized("".join(parts))
+        return text
+
+    def _unaryop(self, node: ast.UnaryOp) -> Any:
+        operand = self.value(node.operand)
+        if not isinstance(operand, int):
+            raise UnknownValueError("an operation on no number")
+        return -operand if isinstance(node.op, ast.USub) else operand
+
+    def _binop(self, node: ast.BinOp) -> Any:
+        left, right = self.value(node.left), self.value(node.right)
+        kind = type(node.op)
+        if kind is ast.LShift and isinstance(left, int) and isinstance(right, int):
+            _small(right)
+            return _small(left << right)
+        if kind not in OPERATORS or (kind is ast.Mod and not isinstance(left, int)):
+            raise UnknownValueError("an operation that is not worked out")
+        if kind is ast.Mult and not (isinstance(left, int) and isinstance(right, int)):
+            self._check_repeated(left, right)
+        found = OPERATORS[kind](left, right)
+        return _small(found) if isinstance(found, int) else self._sized(found)
+
+    def _check_repeated(self, left: Any, right: Any) -> None:
+        times, what = (left, right) if isinstance(left, int) else (right, left)
+        if not isinstance(times, int) or len(what) * max(times, 0) > self.budget.bytes:
+            raise TooLargeError("it repeats a text too often")
+
+    def _subscript(self, node: ast.Subscript) -> Any:
+        container = self.value(node.value)
+        if isinstance(container, Name) and container.dotted == "sys.argv":
+            return OwnFile(self.own, text=False)
+        if isinstance(node.slice, ast.Slice):
+            ends = [node.slice.lower, node.slice.upper, node.slice.step]
+            cut = slice(*[None if each is None else self.value(each) for each in ends])
+            return self._sized(container[cut])
+        return container[self.value(node.slice)]
+
+    def _attribute(self, node: ast.Attribute) -> Any:
+        owner = self.value(node.value)
+        if not isinstance(owner, Name):
+            raise UnknownValueError(f"the attribute {node.attr}")
+        return self._member(owner, node.attr)
+
+    def _member(self, owner: Name, attr: str) -> Any:
+        dotted = f"{owner.dotted}.{attr}".removeprefix("builtins.builtins.").replace(
+            "builtins.__builtins__", "builtins"
+        )
+        if dotted.startswith("builtins.bytes."):
+            dotted = dotted.removeprefix("builtins.")
+        return CONSTANTS.get(dotted, Name(dotted))
+
+    def _listcomp(self, node: ast.ListComp | ast.GeneratorExp) -> list[Any]:
+        (loop,) = node.generators
+        if loop.ifs or loop.is_async or not isinstance(loop.target, ast.Name):
+            raise UnknownValueError("a loop that is not worked out")
+        before = dict(self.names)
+        made = []
+        for item in self.value(loop.iter):
+            self.names[loop.target.id] = item
+            made.append(self.value(node.elt))
+        self.names = before
+        return made
+
+    _generatorexp = _listcomp
+
+    # ---- calls
+
+    def _call(self, node: ast.Call) -> Any:
+        if isinstance(node.func, ast.Attribute):
+            owner = self.value(node.func.value)
+            if not isinstance(owner, Name):
+                return self._method(owner, node.func.attr, node)
+            function: Any = self._member(owner, node.func.attr)
+        else:
+            function = self.value(node.func)
+        if not isinstance(function, Name):
+            raise UnknownValueError("a call of what is no function")
+        return self._function(function.dotted, node)
+
+    def _arguments(self, node: ast.Call) -> tuple[list[Any], dict[str, Any]]:
+        named = {each.arg: self.value(each.value) for each in node.keywords if each.arg}
+        return self._items(node.args), named
+
+    def _function(self, dotted: str, node: ast.Call) -> Any:
+        args, named = self._arguments(node)
+        if dotted in DECOMPRESSORS:
+            return DECOMPRESSORS[dotted](*args, **named, budget=self.budget)
+        if dotted in DECODERS:
+            if dotted in ("builtins.list", "builtins.tuple"):
+                self.budget.take(ITEM_BYTES * len(args[0]))
+            return self._sized(DECODERS[dotted](*args, **named))
+        if f"{dotted}.decompress" in DECOMPRESSORS:
+            # A decompressor made first: its settings go with the data.
+            return _Made(f"{dotted}.decompress", args, named)
+        if dotted in ("builtins.__import__", "importlib.import_module"):
+            return _module(args[0])
+        if dotted == "builtins.getattr":
+            return self._member(args[0], args[1])
+        if dotted in ("builtins.bytes", "builtins.bytearray"):
+            return self._bytes(args)
+        if dotted == "builtins.str":
+            found = self._method(args[0], "decode", None, args[1:]) if args[1:] else str(args[0])
+            return self._sized(found)
+        if dotted == "builtins.map":
+            return [self._mapped(args[0], each) for each in args[1]]
+        if dotted == "builtins.range":
+            return self._range(args)
+        if dotted == "builtins.compile":
+            return Code(args[0] if args else named["source"])
+        if dotted in ("builtins.open", "io.open", "pathlib.Path"):
+            return self._opened(dotted, args, named)
+        raise UnknownValueError(f"a call of {dotted.removeprefix('builtins.')}")
+
+    def _mapped(self, function: Any, item: Any) -> Any:
+        self.budget.step()
+        if function not in (Name("builtins.chr"), Name("builtins.ord")):
+            raise UnknownValueError("a map that is not worked out")
+        return DECODERS[function.dotted](item)
+
+    def _range(self, args: list[Any]) -> list[int]:
+        numbers = range(*args)
+        if len(numbers) > self.budget.steps:
+            raise TooLargeError("it takes too many steps to unpack")
+        return list(numbers)
+
+    def _bytes(self, args: list[Any]) -> Any:
+        if len(args) == 2:
+            return self._sized(args[0].encode(_codec(args[1])))
+        if not args or isinstance(args[0], int):
+            raise UnknownValueError("bytes of nothing")
+        return self._sized(bytes(args[0]))
+
+    def _opened(self, dotted: str, args: list[Any], named: dict[str, Any]) -> OwnFile:
+        if not args or not isinstance(args[0], OwnFile):
+            raise UnknownValueError("a file that is not the script itself")
+        mode = str(args[1] if len(args) > 1 else named.get("mode", "r"))
+        if set(mode) & set("wax+"):
+            raise UnknownValueError("a file that is written")
+        return OwnFile(self.own, text=dotted != "pathlib.Path" and "b" not in mode)
+
+    def _method(
+        self, owner: Any, name: str, node: ast.Call | None, args: list[Any] | None = None
+    ) -> Any:
+        found, named = ((args or []), {}) if node is None else self._arguments(node)
+        if isinstance(owner, _Made) and name == "decompress":
+            settings = owner.named | named
+            return DECOMPRESSORS[owner.dotted](*found, *owner.args, **settings, budget=self.budget)
+        if isinstance(owner, OwnFile):
+            return self._of_file(owner, name, found)
+        if not isinstance(owner, str | bytes):
+            raise UnknownValueError(f"the method {name}")
+        if name in SHRINKING:
+            if "split" in name:
+                self.budget.take(ITEM_BYTES * len(owner))
+            return getattr(owner, name)(*found, **named)
+        if name in ("encode", "decode"):
+            encoding = str(found[0] if found else named.get("encoding", "utf-8"))
+            errors = str(found[1] if len(found) > 1 else named.get("errors", "strict"))
+            return self._sized(getattr(owner, name)(_codec(encoding), errors))
+        if name == "join":
+            items = list(found[0])
+            self.budget.take(sum(map(len, items)) + len(owner) * len(items))
+            return owner.join(items)
+        if name == "replace":
+            self.budget.take(len(owner) + owner.count(found[0]) * len(found[1]))
+            return owner.replace(*found)
+        if name == "translate" and isinstance(owner, bytes):
+            return self._sized(owner.translate(*found, **named))
+        raise UnknownValueError(f"the method {name}")
+
+    def _of_file(self, owner: OwnFile, name: str, args: list[Any]) -> Any:
+        if name in ("read_text", "read_bytes"):
+            return self._sized(OwnFile(owner.data, text=name == "read_text").read())
+        if name == "read":
+            return self._sized(owner.read(*args))
+        if name == "readlines":
+            return self._sized(owner.read()).splitlines(keepends=True)
+        if name == "seek" and len(args) == 1:
+            owner.at = int(args[0])
+            return owner.at
+        if name in ("resolve", "absolute", "close", "__enter__"):
+            return owner
+        raise UnknownValueError(f"the method {name} of a file")
+
+    def _sized(self, found: Any) -> Any:
+        if isinstance(found, str | bytes | list | tuple):
+            self.budget.take(len(found))
+        return found
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A decompressor that has its settings, and waits for data."""
+
+    dotted: str
+    args: list[Any]
+    named: dict[str, Any]
+
+
+def _small(number: int) -> int:
+    if number.bit_length() > MOST_BITS:
+        raise TooLargeError("a number of it is too large")
+    return number
+
+
+def _module(name: Any) -> Name:
+    if name not in MODULES:
+        raise UnknownValueError(f"the module {name!r}")
+    return Name(str(name))
