@@ -1,0 +1,217 @@
+"""The commands by which a record is run, as its README gives them: read from one, written for one.
+
+A README's code blocks are shell. What is read of it: assignments before a command, `export`,
+continued lines, `$NAME` and `${NAME:-default}` of what was assigned before. A value that only the
+shell knows (of a loop, of a command) is left out.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+SCRIPT = "train_gpt.py"
+FENCE = re.compile(r"^\s{0,3}(```+|~~~+)")
+PROMPT = re.compile(r"^\s*\$\s+")
+ASSIGNMENT = re.compile(r"^([A-Za-z_]\w*)=(.*)$", re.DOTALL)
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^}]*))?\})")
+LITERAL_DOLLAR = "\0"
+BACKSLASH = "\\"
+OPERATORS = frozenset(";|&<>()")
+# What may stand before a command and changes nothing of it.
+BEFORE = frozenset({"do", "then", "else", "env", "nohup", "time", "sudo", "exec", "{"})
+PYTHON = re.compile(r"python[\d.]*")
+PROCESSES = re.compile(r"--nproc[-_]per[-_]node(?:=(.*))?")
+
+Launcher = Literal["torchrun", "exec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand:
+    """One command that runs the script; `line` is where it begins in the README, from 1.
+
+    `processes` is None where the command does not give a number (`gpu`, or nothing).
+    """
+
+    env: Mapping[str, str]
+    launch: Launcher
+    processes: int | None = None
+    arguments: tuple[str, ...] = ()
+    line: int = 0
+
+
+@dataclass
+class _Shell:
+    """What a shell would know so far: what is exported, and what is only assigned."""
+
+    exported: dict[str, str] = field(default_factory=dict)
+    assigned: dict[str, str] = field(default_factory=dict)
+
+    def expand(self, text: str) -> str | None:
+        """A word with its variables replaced; None where one is not known."""
+        known = self.assigned | self.exported
+        unknown: list[str] = []
+
+        def value(match: re.Match[str]) -> str:
+            found = known.get(match[1] or match[2], match[3])
+            unknown.extend([match[0]] if found is None else [])
+            return found or ""
+
+        expanded = VARIABLE.sub(value, text).replace(LITERAL_DOLLAR, "$")
+        left = "`" in text or "$(" in text
+        return None if unknown or left else expanded
+
+
+def read_commands(text: str) -> list[RunCommand]:
+    """The commands in a README's code blocks that run train_gpt.py, in their order."""
+    shell = _Shell()
+    found = []
+    for block in _blocks(text):
+        for number, line in block:
+            for words in _statements(line):
+                command = _take(words, shell, number)
+                found += [] if command is None else [command]
+    return found
+
+
+def listed_settings(text: str) -> dict[str, str]:
+    """The assignments in code blocks that hold nothing else: a list of settings, no command."""
+    found: dict[str, str] = {}
+    for block in _blocks(text):
+        words = [word for _, line in block for each in _statements(line) for word in each]
+        pairs = [ASSIGNMENT.match(word) for word in words]
+        if all(pairs):
+            found |= {pair[1]: pair[2] for pair in pairs if pair is not None}
+    return {name: value for name, value in found.items() if "$" not in value}
+
+
+def _blocks(text: str) -> Iterator[list[tuple[int, str]]]:
+    """The code blocks, each as its lines with their numbers; continued lines are one."""
+    fence, block = "", list[tuple[int, str]]()
+    continued = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        mark = FENCE.match(line)
+        if mark is not None and (not fence or mark[1].startswith(fence)):
+            if fence:
+                yield block
+            fence, block, continued = ("" if fence else mark[1]), [], False
+            continue
+        if not fence:
+            continue
+        begun = PROMPT.sub("", line).rstrip()
+        if continued:
+            first, before = block.pop()
+            block.append((first, f"{before} {begun.removesuffix(BACKSLASH)}"))
+        else:
+            block.append((number, begun.removesuffix(BACKSLASH)))
+        continued = begun.endswith(BACKSLASH)
+    if fence:  # one that was never closed
+        yield block
+
+
+def _statements(line: str) -> Iterator[list[str]]:
+    """The commands of a line, each as its words; one that is no shell has none."""
+    lexer = shlex.shlex(_marked(line), posix=True, punctuation_chars="".join(OPERATORS))
+    lexer.whitespace_split = True
+    words: list[str] = []
+    try:
+        for token in lexer:
+            if not token or set(token) - OPERATORS:
+                words.append(token)
+                continue
+            redirects = token[0] in "<>"
+            yield words[:-1] if redirects and words[-1:] in (["1"], ["2"]) else words
+            # What is redirected to is no command, nor are its words.
+            words = ["#"] if redirects else []
+    except ValueError:  # quotes that do not end: prose in a code block
+        return
+    yield words
+
+
+def _marked(line: str) -> str:
+    """A line in which a `$` that is meant as such is told from those before a name."""
+    quote, marked, escaped = "", "", False
+    for character in line:
+        literal = escaped or quote == "'"
+        if character in "\"'" and not escaped and quote in ("", character):
+            quote = "" if quote else character
+        escaped = character == "\\" and not literal
+        marked += LITERAL_DOLLAR if character == "$" and literal else character
+    return marked.replace(f"\\{LITERAL_DOLLAR}", LITERAL_DOLLAR)
+
+
+def _take(words: Sequence[str], shell: _Shell, line: int) -> RunCommand | None:
+    """One statement: what it assigns is remembered, what it runs is returned."""
+    rest = list(words)
+    own: dict[str, str] = {}
+    exports = rest[:1] == ["export"]
+    while rest and (rest[0] in BEFORE or rest[0] == "export" or ASSIGNMENT.match(rest[0])):
+        match = ASSIGNMENT.match(rest.pop(0))
+        if match is not None and (value := shell.expand(match[2])) is not None:
+            own[match[1]] = value
+    if rest and not exports:
+        return _command(rest, shell.exported | own, line)
+    (shell.exported if exports else shell.assigned).update(own)
+    return None
+
+
+def _command(words: Sequence[str], env: Mapping[str, str], line: int) -> RunCommand | None:
+    """What a command's words run, if that is the script."""
+    at = next((i for i, word in enumerate(words) if Path(word).name == SCRIPT), None)
+    if at is None or at == 0:
+        return None
+    program = Path(words[0]).name
+    by_torchrun = program == "torchrun" or any("torch.distributed" in w for w in words[:at])
+    options = words[1:at]
+    by_python = PYTHON.fullmatch(program) and all(
+        option.startswith("-") and option not in ("-m", "-c") for option in options
+    )
+    if not by_torchrun and not by_python:
+        return None
+    return RunCommand(
+        env=dict(env),
+        launch="torchrun" if by_torchrun else "exec",
+        processes=_processes(words[:at]) if by_torchrun else 1,
+        arguments=tuple(word.replace(LITERAL_DOLLAR, "$") for word in words[at + 1 :]),
+        line=line,
+    )
+
+
+def _processes(options: Sequence[str]) -> int | None:
+    """Ranks of one node; torchrun starts one where nothing is said."""
+    for option, following in zip(options, [*options[1:], ""], strict=True):
+        match = PROCESSES.fullmatch(option)
+        if match is not None:
+            text = match[1] if match[1] is not None else following
+            return int(text) if text.isdecimal() else None
+    return 1
+
+
+# ---- writing
+
+
+def exports(env: Mapping[str, str]) -> list[str]:
+    """Lines that set what all commands below have in common."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
+
+
+def run_lines(
+    env: Mapping[str, str],
+    *,
+    launch: Launcher,
+    processes: int,
+    nodes: int = 1,
+    arguments: Sequence[str] = (),
+) -> str:
+    """One command in shell: settings, then the script; two lines, of which the first goes on."""
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in env.items())
+    start = "--standalone"
+    if nodes > 1:
+        start = f'--nnodes={nodes} --rdzv_backend=c10d --rdzv_endpoint="$HEAD_NODE:29500"'
+    torchrun = f"torchrun {start} --nproc_per_node={processes // nodes}"
+    program = torchrun if launch == "torchrun" else "python"
+    return f"{settings} \\\n  {program} {shlex.join([SCRIPT, *arguments])}"

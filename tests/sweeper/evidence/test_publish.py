@@ -1,0 +1,390 @@
+"""A trial becomes a folder that stands: what is in it, what is refused, and that it runs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sweeper.errors import UserError
+from sweeper.evidence.publish import publish
+from sweeper.evidence.read import read_record
+from sweeper.evidence.reproduce import plan
+from sweeper.judge import judge
+from sweeper.layout import SweepDir
+from sweeper.ledger import Ledger
+from sweeper.logreader import read_log
+from sweeper.provenance import record_spec
+from sweeper.rows import AttemptState, RunState
+from sweeper.snapshot import prepare
+from sweeper.spec import SweepSpec
+from sweeper.stages import Stage
+from tests.model.conftest import SMALL, data_dir, train_environment
+from tests.sweeper.conftest import ROOT, make_spec
+from tests.sweeper.evidence.publish_sweeps import (
+    FAKE_GPT,
+    HIGH,
+    LOW,
+    change_results,
+    make_sweep,
+    script_spec,
+    spec_of,
+)
+
+__all__ = ["data_dir"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SweepDir:
+    """A sweep of a script, whole; to be copied before anything of it is changed."""
+    root = tmp_path_factory.mktemp("made")
+    return make_sweep(root / "läufe und platz" / "made", script_spec(root / "script"))
+
+
+@pytest.fixture
+def own(made: SweepDir, tmp_path: Path) -> SweepDir:
+    """A copy of the sweep that a test may spoil."""
+    return SweepDir(Path(shutil.copytree(made.path, tmp_path / "made")))
+
+
+def published_json(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "submission.json").read_text())
+    return found
+
+
+def bash_block(readme: str) -> str:
+    """The commands of the section `Reproduce`, as a person would copy them."""
+    section = readme.partition("## Reproduce")[2].partition("\n## ")[0]
+    match = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def test_a_script_is_published_with_all_that_belongs_to_it(made: SweepDir, tmp_path: Path) -> None:
+    out = publish(made, LOW, tmp_path / "records" / "2026-01-02_Größe")
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("README.md", "submission.json", "requirements.txt", "train_gpt.py", "table.bin"),
+        *("train_seed1.log", "train_seed2.log"),
+    }
+    assert (out / "train_gpt.py").read_bytes() == FAKE_GPT.read_bytes()
+    for seed in (1, 2):
+        attempt = made.attempt(0, LOW, seed, 1)
+        assert (out / f"train_seed{seed}.log").read_bytes() == attempt.stdout.read_bytes()
+    assert not list(out.parent.glob(".*"))
+
+    facts = published_json(out)
+    assert facts["seeds"] == [1, 2]
+    assert facts["val_bpb"] == pytest.approx(1.1100015, abs=1e-9)
+    assert facts["val_bpb_std"] == pytest.approx(0.5**0.5 * 1e-6, abs=1e-8)
+    size = len(FAKE_GPT.read_bytes())
+    assert (facts["bytes_code"], facts["bytes_total"]) == (size, size + 1_002)
+    assert facts["artifact_bytes_mean"] in (size + 1_001, size + 1_002)
+    results = facts["seed_results"]
+    assert isinstance(results, dict)
+    assert results["2"] == {
+        "val_bpb": 1.110002,
+        "val_loss": 2.51219162,
+        "artifact_bytes": size + 1_002,
+        "steps": 4,
+        "step_avg_ms": 10.5,
+        "eval_time_s": pytest.approx(83.505),
+    }
+    assert facts["track"] == "non_record_16mb"
+    for name in ("author", "github_id", "name", "blurb"):
+        assert str(facts[name]).startswith("FILL IN:")
+
+    # Whoever reads it finds what it says in its logs.
+    record = read_record(out)
+    assert [run.seed for run in record.counted] == [1, 2]
+    assert record.claim.val_bpb is not None
+    assert record.claim.val_bpb.agrees(record.summary.mean or 0.0)
+    assert record.claim.bytes_total is not None
+    assert [claimed.agrees(record.summary.mean or 0.0) for claimed in record.claim.readme] == [True]
+
+    text = (out / "README.md").read_text()
+    assert "whether evaluation needs `table.bin`" in text
+    assert "0.005 nats per token are" in text  # no baseline: only what the margin is
+    assert f"| `MATRIX_LR` | {0.02} |" in text
+
+
+def test_the_readme_of_a_script_runs_as_it_stands(made: SweepDir, tmp_path: Path) -> None:
+    out = publish(made, HIGH, tmp_path / "record")
+    again = Path(shutil.copytree(out, tmp_path / "elsewhere"))
+    commands = bash_block((again / "README.md").read_text())
+    assert "export DATA_PATH='/data/größe und platz'" in commands
+    # Without torchrun's two seconds a start; the model's folder below runs with it.
+    commands = commands.replace("torchrun --standalone --nproc_per_node=1", sys.executable)
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands], cwd=again, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    whole = b"".join((again / f"train_seed{seed}.log").read_bytes() for seed in (1, 2))
+    lines = [line for line in whole.splitlines() if b"run_id" not in line]
+    assert [line for line in done.stdout.splitlines() if b"run_id" not in line] == lines
+
+
+def test_a_baseline_is_compared_with_by_both_readings(made: SweepDir, tmp_path: Path) -> None:
+    baseline = publish(made, HIGH, tmp_path / "baseline")
+    text = (publish(made, LOW, tmp_path / "better", baseline=baseline) / "README.md").read_text()
+    section = text.partition("## Comparison")[2].partition("\n## ")[0]
+    assert "Gain 0.01000 BPB" in section
+    ratio = 2.51219162 / 1.110001
+    assert f"| 0.005 nats per token | {0.005 / ratio:.5f} |" in section
+    assert "| 0.005 nats per byte | 0.00721 |" in section
+    ends = re.findall(r"^\| (0|0\.005 nats per \w+) \|.*\| ([\w ]+) \|$", section, re.MULTILINE)
+    readings = ("0", "0.005 nats per token", "0.005 nats per byte")
+    assert ends == [(margin, "shown") for margin in readings]
+    worse = publish(made, HIGH, tmp_path / "worse", baseline=tmp_path / "better")
+    text = (worse / "README.md").read_text()
+    assert "Gain -0.01000 BPB" in text
+    assert "| shown |" not in text
+
+
+def test_nothing_is_overwritten(made: SweepDir, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        publish(made, LOW, out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert publish(made, LOW, empty) == empty
+    assert (empty / "README.md").is_file()
+    with pytest.raises(UserError, match="cannot be made"):
+        publish(made, LOW, out / "mine.txt" / "below")
+
+
+def test_a_seed_that_failed_is_never_dropped_in_silence(tmp_path: Path) -> None:
+    spec = script_spec(tmp_path / "script", seeds=[1, 2, 3])
+    sweep = make_sweep(tmp_path / "runs" / "made", spec, failing=(2,))
+    with pytest.raises(UserError, match=r"seed 2: failed: .*the cause.*--allow-missing"):
+        publish(sweep, LOW, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    out = publish(sweep, LOW, tmp_path / "out", allow_missing=True)
+    assert published_json(out)["seeds"] == [1, 3]
+    text = (out / "README.md").read_text()
+    assert "**2 of 3 seeds count.** Not among them: seed 2 (failed: " in text
+    assert not (out / "train_seed2.log").exists()
+
+
+def test_the_logs_of_all_stages_are_one(own: SweepDir, tmp_path: Path) -> None:
+    attempt = own.attempt(0, LOW, 1, 1)
+    whole = attempt.stdout.read_bytes()
+    trained, packed = whole.index(b"Serialized model: "), whole.index(b"final_int6_roundtrip")
+    parts = (whole[:trained], whole[trained:packed], whole[packed:])
+    shutil.rmtree(attempt.logs)
+    rows = []
+    for stage, part in zip((Stage.TRAIN, Stage.PACK, Stage.SCORE), parts, strict=True):
+        # A first launch of the last stage was lost: what it had printed is of no run.
+        for number in (1, 2) if stage is Stage.SCORE else (1,):
+            directory = attempt.of(stage, number)
+            directory.logs.mkdir(parents=True)
+            directory.stdout.write_bytes(part if number > 1 or not stage.last else part[:40])
+            rows.append((stage,))
+    with closing(Ledger.open_for_writing(own.ledger, spec_of(own))) as ledger:
+        (row,) = (row for row in ledger.attempts() if own.path / row.path == attempt.path)
+        ledger.db.execute("DELETE FROM stages WHERE attempt = ?", (row.id,))
+        ledger.db.executemany(
+            "INSERT INTO stages (attempt, stage, host, gpus, launched, events_from)"
+            f" VALUES ({row.id}, ?, 'here', '', 0.0, 0)",
+            rows,
+        )
+    out = publish(own, LOW, tmp_path / "out")
+    assert (out / "train_seed1.log").read_bytes() == whole
+
+
+def test_of_a_search_only_the_fresh_seeds_are_the_record(own: SweepDir, tmp_path: Path) -> None:
+    table = spec_of(own).model_dump(by_alias=True, mode="json")
+    table |= {
+        "seeds": [1],
+        "search": {"space": {"MATRIX_LR": {"low": 0.01, "high": 0.1}}},
+        "stage": [{"name": "screen", "seeds": 1, "trials": 2}, {"name": "confirm", "seeds": [2]}],
+    }
+    # One seed is enough here: the second stage takes the best of the first.
+    table["stage"][1]["top"] = 1
+    text = SweepSpec.model_validate(table).model_dump_json(by_alias=True)
+    with closing(Ledger.open_for_writing(own.ledger, spec_of(own))) as ledger:
+        ledger.db.execute("UPDATE sweep SET spec = ?", (text,))
+    out = publish(own, LOW, tmp_path / "out")
+    assert published_json(out)["seeds"] == [2]
+    assert not (out / "train_seed1.log").exists()
+    said = (out / "README.md").read_text()
+    assert "**1 of 2 seeds count.** Not among them: seed 1 (the search chose" in said
+
+
+def test_no_secret_is_published(own: SweepDir, tmp_path: Path) -> None:
+    table = spec_of(own).model_dump(by_alias=True, mode="json")
+    table["process_env"] |= {"WANDB_API_KEY": "verysecret", "NCCL_DEBUG": "WARN"}
+    text = SweepSpec.model_validate(table).model_dump_json(by_alias=True)
+    with closing(Ledger.open_for_writing(own.ledger, spec_of(own))) as ledger:
+        ledger.db.execute("UPDATE sweep SET spec = ?", (text,))
+    out = publish(own, LOW, tmp_path / "out")
+    said = (out / "README.md").read_text()
+    assert "Not told here, to be set by you: `WANDB_API_KEY`." in said
+    assert "export NCCL_DEBUG=WARN" in said
+    assert not [path for path in out.iterdir() if b"verysecret" in path.read_bytes()]
+
+
+def test_what_is_no_record_is_refused_with_the_reason(own: SweepDir, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"no trial 'lower'; there are 0 \(low \| rate\), 1 \(high"):
+        publish(own, "lower", out)
+    with pytest.raises(UserError, match="no sweep there"):
+        publish(SweepDir(tmp_path / "nowhere"), LOW, out)
+
+    change_results(own, 2, metric="sliding-subset")
+    with pytest.raises(UserError, match="more than one metric"):
+        publish(own, LOW, out)
+    change_results(own, 1, metric="sliding-subset", resumed_from_step=3)
+    text = (publish(own, LOW, tmp_path / "subset") / "README.md").read_text()
+    assert "subset of the validation tokens: not a full score" in text
+    assert "**Seed 1 was interrupted and resumed from step 3**" in text
+
+    change_results(own, 1, val_bpb=1.0)
+    with pytest.raises(UserError, match=r"its log says val_bpb 1\.110001, its result 1\.0"):
+        publish(own, LOW, out)
+    shutil.rmtree(own.attempt(1, HIGH, 1, 1).path / "logs")
+    with pytest.raises(UserError, match="no log of rank 0 there"):
+        publish(own, HIGH, out)
+    assert not out.exists()
+
+
+def test_only_the_code_that_ran_is_published(own: SweepDir, tmp_path: Path) -> None:
+    (snapshot,) = (path for path in (own.path / "code").iterdir() if path.is_dir())
+    copy = own.attempt(0, LOW, 2, 1).path / "train_gpt.py"
+    copy.write_text(copy.read_text() + "# changed\n")
+    with pytest.raises(UserError, match=r"seed 2: .* differs from the sweep's copy"):
+        publish(own, LOW, tmp_path / "out")
+    script = snapshot / "train_gpt.py"
+    script.write_text(script.read_text() + "# changed\n")
+    with pytest.raises(UserError, match="not the code that ran any more: its hash is"):
+        publish(own, HIGH, tmp_path / "out")
+    shutil.rmtree(snapshot)
+    with pytest.raises(UserError, match="it is gone"):
+        publish(own, HIGH, tmp_path / "out")
+
+    with closing(Ledger.open_for_writing(own.ledger, spec_of(own))) as ledger:
+        ledger.db.execute("UPDATE attempts SET code = 'feed' WHERE run = 3")
+    with pytest.raises(UserError, match=r"more than one version of the code.*feed: seeds 2"):
+        publish(own, LOW, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_module_without_an_export_is_refused(own: SweepDir, tmp_path: Path) -> None:
+    with closing(Ledger.open_for_writing(own.ledger, spec_of(own))) as ledger:
+        text = spec_of(own).model_dump(by_alias=True, mode="json")
+        text["workload"] |= {"script": None, "include": [], "module": "somebody.train"}
+        ledger.db.execute("UPDATE sweep SET spec = ?", (json.dumps(text),))
+    with pytest.raises(UserError, match=r"it has no somebody/export\.py"):
+        publish(own, LOW, tmp_path / "out")
+
+
+# ---- the recipe itself
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> SweepDir:
+    """Two real runs of the recipe, small, as a sweep would have left them."""
+    sweep = SweepDir(tmp_path_factory.mktemp("recipe") / "recipe")
+    sweep.path.mkdir()
+    env = SMALL | {"DATA_DIR": str(data_dir)}
+    trial = {"name": "small", "env": {}}
+    spec = make_spec(seeds=[42, 7], workload={}, env=env, trial=[trial])
+    snapshot, _ = prepare(spec.workload, sweep, finished=False)
+    assert snapshot is not None
+    record_spec(sweep, spec, "", snapshot)
+
+    def run(seed: int) -> None:
+        attempt = sweep.attempt(0, "small", seed, 1)
+        logs = attempt.logs / "ranks" / "id" / "attempt_0" / "0"
+        logs.mkdir(parents=True)
+        settings = train_environment(data_dir, attempt.path, seed=seed)
+        with (logs / "stdout.log").open("wb") as stdout:
+            command = [sys.executable, "-m", "model.train"]
+            subprocess.run(command, cwd=ROOT, env=settings, stdout=stdout, timeout=240, check=True)
+        attempt.exit.write_text('{"exit_code": 0, "stop_reason": null}')
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, spec.seeds))
+    with closing(Ledger.open_for_writing(sweep.ledger, spec)) as ledger:
+        for row in ledger.runs():
+            attempt = sweep.attempt(0, "small", row.seed, 1)
+            path = attempt.path.relative_to(sweep.path).as_posix()
+            identity = ledger.launched(
+                row, number=1, path=path, host="here", gpus="", code=snapshot.sha256
+            )
+            outcome = judge(attempt, {**spec.trial_env(spec.trials[0]), "SEED": str(row.seed)})
+            assert outcome.state is AttemptState.FINISHED, outcome.message
+            ledger.ended(identity, outcome.state, RunState.FINISHED, result=outcome.result)
+    return sweep
+
+
+def test_the_recipe_is_published_and_its_folder_gives_the_same_losses(
+    recipe: SweepDir, tmp_path: Path
+) -> None:
+    out = publish(recipe, "small", tmp_path / "records" / "small")
+    facts = published_json(out)
+    assert (out / "train_gpt.py").stat().st_size == facts["bytes_code"]
+    assert {path.suffix for path in out.iterdir()} == {".md", ".json", ".log", ".py", ".txt"}
+    record = read_record(out)
+    assert {run.seed for run in record.counted} == {42, 7}
+    assert record.bytes_max == facts["bytes_total"]
+    assert record.claim.val_bpb is not None
+    assert record.claim.val_bpb.agrees(record.summary.mean or 0.0)
+    text = (out / "README.md").read_text()
+    assert "GPTQ with Hessians of 2 training batches, packed by rans" in text
+    assert "4 layers of width 64, 2 heads of attention, 1 of keys and values" in text
+    needed = (out / "requirements.txt").read_text()
+    lines = {re.split("==|  #", line)[0] for line in needed.splitlines() if line[0] != "#"}
+    assert lines == {"brotli", "constriction", "numpy", "sentencepiece", "torch"}
+    # A README's command is understood by `sweeper reproduce` as it was meant.
+    planned, asked = plan(record, tmp_path).spec, spec_of(recipe)
+    assert planned.trial_env(planned.trials[0]) == asked.trial_env(asked.trials[0])
+    assert (planned.seeds, planned.resources.gpus_per_run) == ((42, 7), 0)
+
+    # As a user would: the folder alone, and what its README says for the first seed.
+    alone = Path(shutil.copytree(out, tmp_path / "allein und leer"))
+    log = alone / "train_seed42.log"
+    *exported, first, torchrun = bash_block(text).partition("SEED=7")[0].splitlines()
+    assert torchrun.split() == ["torchrun", "--standalone", "--nproc_per_node=1", "train_gpt.py"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    clean = {"PATH": path, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join([*exported, first, torchrun])],
+        cwd=alone,
+        env=clean,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    (tmp_path / "again.log").write_bytes(done.stdout)
+    again, before = read_log(tmp_path / "again.log"), read_log(log)
+    assert (again.val_loss, again.val_bpb) == (before.val_loss, before.val_bpb)
+    assert again.bytes_total == before.bytes_total
+    losses = re.findall(rb"train_loss: [\d.]+", done.stdout)
+    assert losses == re.findall(rb"train_loss: [\d.]+", log.read_bytes())
+    assert losses
+
+
+def test_code_of_another_size_than_was_counted_is_refused(recipe: SweepDir, tmp_path: Path) -> None:
+    own = SweepDir(Path(shutil.copytree(recipe.path, tmp_path / "recipe")))
+    change_results(own, 7, bytes_code=12_345)
+    with pytest.raises(UserError, match=r"makes \d+ bytes .* seed 7 counted 12345"):
+        publish(own, "small", tmp_path / "out")
+    (snapshot,) = (path for path in (own.path / "code").iterdir() if path.is_dir())
+    with (snapshot / "model" / "train.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(UserError, match="not the code that ran any more"):
+        publish(own, "small", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
