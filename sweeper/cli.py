@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from sweeper import cli_jobs, cli_search, cli_stats, cli_watch
+from sweeper import cli_evidence, cli_jobs, cli_search, cli_stats, cli_watch
 from sweeper.exits import INTERRUPTED, OK, OUR_FAULT, SOME_FAILED, WRONG_USE
-from sweeper.options import add_root, add_settings
+from sweeper.options import add_cluster, add_root, add_settings
 
 if TYPE_CHECKING:
     from sweeper.layout import SweepDir
@@ -52,13 +52,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("report", help="a sweep's results: a row a configuration")
     command.add_argument("name", metavar="NAME")
-    command.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
+    command.add_argument(
+        "--format",
+        choices=("table", "markdown", "json", "csv", "html"),
+        default="table",
+        help="html: a page to look at, written beside the results; says where",
+    )
     command.add_argument("--figures", action="store_true", help="draw it; says which files")
     add_root(command)
     command.set_defaults(run=report)
 
     cli_search.add(commands)
     cli_stats.add(commands)
+    cli_evidence.add(commands)
     cli_jobs.add(commands)
 
     command = commands.add_parser(
@@ -81,9 +87,7 @@ def _add_spec(command: argparse.ArgumentParser) -> None:
 
 
 def _add_cluster(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--address", help="a running Ray cluster (default: $RAY_ADDRESS, or none)")
-    command.add_argument("--num-cpus", type=int, metavar="N", help="of the Ray started here")
-    command.add_argument("--num-gpus", type=int, metavar="N", help="of the Ray started here")
+    add_cluster(command)
     command.add_argument(
         "--update-code",
         action="store_true",
@@ -206,7 +210,12 @@ def report(arguments: argparse.Namespace) -> int:
     from sweeper.progress import say
 
     sweep = SweepDir(root_from(arguments.root) / arguments.name)
-    print(report_text(sweep, arguments.format))
+    if arguments.format == "html":
+        from sweeper.page.write import write_page
+
+        print(_shown(write_page(sweep)))
+    else:
+        print(report_text(sweep, arguments.format))
     if arguments.figures:
         say("\n".join(f"{_shown(path)}" for path in write_pictures(sweep)) or "nothing to draw yet")
     return OK

@@ -11,6 +11,12 @@ def add_root(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cluster(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--address", help="a running Ray cluster (default: $RAY_ADDRESS, or none)")
+    command.add_argument("--num-cpus", type=int, metavar="N", help="of the Ray started here")
+    command.add_argument("--num-gpus", type=int, metavar="N", help="of the Ray started here")
+
+
 def add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--env",

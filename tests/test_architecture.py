@@ -107,6 +107,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeper.pace": set(),
     "sweeper.logfacts": {"sweeper.pace", "sweeper.scores"},
     "sweeper.seen": {"sweeper.logfacts", "sweeper.pace", "sweeper.scores"},
+    "sweeper.evidence.flows": set(),
+    "sweeper.evidence.flows_data": {"sweeper.evidence.flows"},
+    "sweeper.evidence.unpack_codecs": set(),
+    "sweeper.evidence.unpack_values": {"sweeper.evidence.unpack_codecs"},
+    "sweeper.evidence.smoke_lockdown": set(),
+    "sweeper.evidence.smoke_stubs": set(),
+    "sweeper.evidence.smoke_child": {
+        *("sweeper.evidence.smoke_lockdown", "sweeper.evidence.smoke_stubs"),
+    },
     "sweeper.evidence.settings": {"sweeper.logfacts"},
     "sweeper.evidence.record": {"sweeper.logfacts", "sweeper.stats"},
     "sweeper.evidence.claims": {"sweeper.evidence.record", "sweeper.scores"},
@@ -143,7 +152,7 @@ IMPORTED_BY: dict[str, set[str]] = {
 }
 # Package -> the modules outside it that may import from it: it stands on the rest.
 ON_TOP: dict[str, set[str]] = {
-    "sweeper.evidence": {"sweeper.cli_evidence"},
+    "sweeper.evidence": {"sweeper.cli_evidence", "jobs.bench.records"},
     "sweeper.page": {"sweeper.cli"},
 }
 
@@ -324,7 +333,7 @@ def test_a_tree_that_keeps_the_rules_has_no_violations(tmp_path: Path) -> None:
         ("sweeper/cluster.py", "import sweeper.loop", "sweeper.loop -> sweeper.cluster -> sweep"),
         ("sweeper/x.py", "from sweeper.page import html", "only ['sweeper.cli'] may"),
         ("sweeper/evidence/x.py", "import sweeper.page.html", "only ['sweeper.cli'] may"),
-        ("sweeper/x.py", "from sweeper.evidence.read import read_record", "only ['sweeper.cli_e"),
+        ("sweeper/x.py", "from sweeper.evidence.read import read_record", "'sweeper.cli_e"),
         ("sweeper/x.py", "def f():\n    import sweeper.x", "sweeper.x -> sweeper.x"),
     ],
 )

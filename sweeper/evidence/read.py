@@ -23,9 +23,7 @@ import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 from sweeper.errors import UserError
@@ -46,7 +44,6 @@ SEED_IN_NAME = re.compile(
 )
 ENDS_IN_NUMBER = re.compile(r"(?:_?run)?[_-]?\d+$")
 CANONICAL = re.compile(r"^train_seed\d+\.log$")
-FEW = 24  # logs that are read as fast without further processes
 
 
 EXACT = 5  # digits after the point that tell a score from all others
@@ -66,32 +63,14 @@ def read_records(
 ) -> Iterator[Record]:
     """The records at and below some paths; `whole`: each path is one, whatever is below it.
 
-    Logs are read by as many processes as there are cores, where there are many; `progress` is
-    told how many of how many have been read.
+    `progress` is told how many of how many logs have been read.
     """
     places = [place for path in paths for place in _places(path, whole)]
-    logs = [log for _, logs in places for log in logs]
-    many = len(logs) > FEW and (os.cpu_count() or 1) > 1
-    if not many:
-        read = map(_read_log, logs)
-        yield from _records(places, read, metric, progress)
-        return
-    # Forked processes would inherit locks of threads that they do not have.
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        yield from _records(places, pool.map(_read_log, logs, chunksize=8), metric, progress)
-
-
-def _records(
-    places: Sequence[tuple[Path, Sequence[Path]]],
-    read: Iterator[list[LoggedRun]],
-    metric: Kind | None,
-    progress: Callable[[int, int], None],
-) -> Iterator[Record]:
     done, of = 0, sum(len(logs) for _, logs in places)
     for place, logs in places:
         runs: list[LoggedRun] = []
-        for _ in logs:
-            runs += next(read)
+        for log in logs:
+            runs += _read_log(log)
             done += 1
             progress(done, of)
         yield _record(place, runs, metric)

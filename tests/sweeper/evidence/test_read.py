@@ -246,7 +246,7 @@ def test_a_tree_is_read_record_by_record(tmp_path: Path) -> None:
     assert [(record.name, record.summary.n) for record in found] == [("inner", 3), ("b", 3)]
 
 
-def test_many_logs_are_read_by_several_processes_with_progress(tmp_path: Path) -> None:
+def test_many_logs_are_read_with_progress(tmp_path: Path) -> None:
     for number in range(12):
         write_folder(tmp_path / "tree" / f"{number:02d}")
     told: list[tuple[int, int]] = []
