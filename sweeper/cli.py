@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from sweeper import cli_evidence, cli_jobs, cli_search, cli_stats, cli_watch
+from sweeper import cli_evidence, cli_jobs, cli_publish, cli_search, cli_stats, cli_watch
 from sweeper.exits import INTERRUPTED, OK, OUR_FAULT, SOME_FAILED, WRONG_USE
 from sweeper.options import add_cluster, add_root, add_settings
 
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_search.add(commands)
     cli_stats.add(commands)
     cli_evidence.add(commands)
+    cli_publish.add(commands)
     cli_jobs.add(commands)
 
     command = commands.add_parser(
