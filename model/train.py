@@ -105,8 +105,11 @@ def train_stage(
     conditions = describe(ranks) | computing | {"data": _describe_data(data, validation)}
     report.event("config", config=config.echo(), **conditions)
     _print_hyperparameters(config, report, ranks.world, params)
-    report.line(f"train_shards: {len(data.files)}")
-    report.line(f"val_tokens: {validation.tokens.size - 1}")
+    folder = data.files[0].parent
+    report.line(f"train_loader:dataset:{folder.name} train_shards:{len(data.files)}")
+    report.line(
+        f"val_loader:shards pattern={folder}/fineweb_val_*.bin tokens:{validation.tokens.size - 1}"
+    )
 
     # ---- training
     trainer = Trainer(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sweeper.evidence.claims import seed_of
 from sweeper.evidence.choose import SEED_IN_NAME
+from sweeper.evidence.claims import seed_of
 from sweeper.evidence.record import Claimed, LoggedRun, Record
 
 MOST_BYTES = 4 << 20  # of a text file beside the logs; what is longer is none to read

@@ -199,16 +199,16 @@ def val_tokens(context: Context) -> Iterator[Said]:
 
 def _tokens(run: LoggedRun, tokens: int, context: Context) -> Said:
     known, text = tokenizer_of(run), f"{tokens:,} validation tokens"
+    whole = plain_bytes(run)
+    if whole is not None and whole.of_another_set:
+        text += f" of {whole.size / 1e6:.3g} M bytes, the set has 151.08 M: not the whole of it"
+        wrong = context.lenient if known is None else Status.FAIL
+        return say(wrong if context.claims_record else Status.WARN, text, run, "val_tokens")
     if any(tokens in each.val_tokens for each in TOKENIZERS) and known is None:
         return passed(text, run, "val_tokens")
     if known is None:
-        whole = plain_bytes(run)
         if whole is not None and whole.right:
             return passed(f"{text}, which are all bytes of the set", run, "val_tokens")
-        if whole is not None and whole.of_another_set:
-            text = f"{text} of {whole.size / 1e6:.3g} M bytes, the set has 151.08 M: another one"
-            status = context.lenient if context.claims_record else Status.WARN
-            return say(status, text, run, "val_tokens")
         return warned(f"{text} of a tokenizer that is not known here", run, "val_tokens")
     near = min(known.val_tokens, key=lambda count: abs(count - tokens))
     official = f"the set has {near:,} by {known.name}"
@@ -268,9 +268,9 @@ def byte_count(context: Context) -> Iterator[Said]:
             yield not_said(run, "val_tokens", "the number of validation tokens")
             continue
         plain, known = plain_bytes(run), tokenizer_of(run)
-        another = known is None and plain is not None and plain.of_another_set
+        another = plain is not None and plain.of_another_set
         if another or (known is not None and _tokens(run, tokens, context)[0] is Status.FAIL):
-            yield unknown("another text, or a part of it, was scored: see val-tokens", run)
+            yield unknown("another text, or a part of this one, was scored: see val-tokens", run)
             continue
         yield from _bytes(run)
 

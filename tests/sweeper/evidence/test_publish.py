@@ -18,6 +18,8 @@ from sweeper.errors import UserError
 from sweeper.evidence.publish import publish
 from sweeper.evidence.read import read_record
 from sweeper.evidence.reproduce import plan
+from sweeper.evidence.rules import Status
+from sweeper.evidence.validate import validate
 from sweeper.judge import judge
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
@@ -341,6 +343,11 @@ def test_the_recipe_is_published_and_its_folder_gives_the_same_losses(
     assert record.bytes_max == facts["bytes_total"]
     assert record.claim.val_bpb is not None
     assert record.claim.val_bpb.agrees(record.summary.mean or 0.0)
+    # It says all that a log can say, and stands as what it claims to be.
+    assert [dict(run.missing) for run in record.counted] == [{}, {}]
+    assert {run.facts.train_path for run in record.counted} == {"fineweb10B_sp512"}
+    failing = {each.rule for each in validate(record) if each.status is Status.FAIL}
+    assert failing == {"seeds-enough"}  # it has two
     text = (out / "README.md").read_text()
     assert "GPTQ with Hessians of 2 training batches, packed by rans" in text
     assert "4 layers of width 64, 2 heads of attention, 1 of keys and values" in text
