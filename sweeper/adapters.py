@@ -13,7 +13,7 @@ sweeper/scores.py decides.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from sweeper import loglines
@@ -32,6 +32,7 @@ __all__ = [
     "parse",
     "parse_runs",
     "reasons",
+    "runs_of",
     "stalls",
 ]
 
@@ -41,24 +42,41 @@ MOST_RUNS = 1_000
 class LogParser:
     """Takes a log line by line; what it has seen so far are its `facts`.
 
-    Its memory is bounded whatever it is given: it keeps facts, not lines.
+    Its memory is bounded whatever it is given: it keeps facts, not lines. `step` is the last one
+    that it has seen.
     """
 
     def __init__(self) -> None:
-        self._seen = Seen()
+        self.seen = Seen()
         self._line = 0
-        self._step = 0
+        self.step = 0
+        self._trained_step = 0
+        self._started = False  # whether it has seen the first step, or one before it
+        self._training = False
         self._block: str | None = None  # of settings, or of a summary
         self._phase: str | None = None
 
     @property
     def trained(self) -> bool:
-        """Whether it has seen training: what begins a run after that begins another."""
-        return self._step > 1
+        """Whether it has seen more of training than its first step."""
+        return self.step > 1
 
-    def feed(self, line: str) -> list[Event]:
-        """Take in one line; what it says as events, as `events.jsonl` would hold them."""
-        return self.take(loglines.strip(line), self._line + 1)
+    @property
+    def started(self) -> bool:
+        """Whether it has seen where training starts: step 0 or 1."""
+        return self._started
+
+    @property
+    def training(self) -> bool:
+        """Whether it has seen a step of training: its loss, or a validation after the start's."""
+        return self._training
+
+    def feed(self, line: str, number: int | None = None) -> list[Event]:
+        """Take in one line, the next or that of a number; what it says as events.
+
+        They are as `events.jsonl` would hold them.
+        """
+        return self.take(loglines.strip(line), self._line + 1 if number is None else number)
 
     def take(self, text: str | None, line: int) -> list[Event]:
         """Take in a line of the log, the n-th, as `loglines.strip` leaves it."""
@@ -78,7 +96,7 @@ class LogParser:
         if text[0] in "sS0123456789" and (step := loglines.step(text)) is not None:
             return self._take_step(text, step)
         if text == "Hyperparameters:":
-            self._block, self._seen.form = "settings", self._seen.form or "log-b"
+            self._block, self.seen.form = "settings", self.seen.form or "log-b"
             return self._enter("setup")
         if text == "---" and self.trained:
             self._block = "summary"
@@ -95,11 +113,11 @@ class LogParser:
         """Take in a line of the block; where it is none, leave the block, with what that says."""
         if self._block == "settings":
             if (setting := loglines.SETTING.match(text)) is not None:
-                self._seen.set(setting[1].lower(), setting[2].strip(), self._line)
+                self.seen.set(setting[1].lower(), setting[2].strip(), self._line)
                 return None
             self._block = None
-            config = dict(self._seen.settings)
-            return [{"kind": "config", "adapter": self._seen.form, "config": config}]
+            config = dict(self.seen.settings)
+            return [{"kind": "config", "adapter": self.seen.form, "config": config}]
         if (told := loglines.SUMMARY_LINE.match(text)) is not None:
             self._take_summary(told[1], told[2])
             return None
@@ -113,24 +131,24 @@ class LogParser:
         if name == "val_bpb":
             self._score("summary", Kind.SUMMARY, None, text, None)
         elif name == "val_loss":
-            self._seen.complete("summary", number(text), text, self._line)
+            self.seen.complete("summary", number(text), text, self._line)
         elif name in loglines.OF_SUMMARY:
             fact, read = loglines.OF_SUMMARY[name]
             value = read(text)
             if value is not None:
-                self._seen.keep(fact, value, self._line, first=True)
+                self.seen.keep(fact, value, self._line, first=True)
 
     # ---- training
 
     def _take_step(self, text: str, match: re.Match[str]) -> list[Event]:
-        seen, step, line = self._seen, int(match[1]), self._line
+        seen, step, line = self.seen, int(match[1]), self._line
         if seen.form is None:
             seen.form = loglines.FORMS[match.re]
         if match[2]:
             seen.keep("iterations", int(match[2]), line)
-        self._step = step
-        seen.keep("step", step, line)
         values = {name: number(value) for name, value in loglines.LOSS.findall(text)}
+        self._train(step, "val_loss" in values)
+        seen.keep("step", step, line)
         spent, exact = self._clock(text, step)
         if (average := loglines.STEP_AVG.search(text)) is not None and step > 0:
             seen.keep("step_avg_ms", float(average[1]), line)
@@ -155,6 +173,18 @@ class LogParser:
         }
         return [*self._enter("train"), event]
 
+    def _train(self, step: int, validates: bool) -> None:
+        """Note how far training is, and where it begins, also where it begins again."""
+        if not validates:
+            if step <= self._trained_step:
+                self.seen.train_again(self._line)
+            self._trained_step = step
+        if not self._training and (not validates or (self._started and step > 1)):
+            self._training = True
+            self.seen.begin_training()
+        self._started = self._started or step <= 1
+        self.step = step
+
     def _clock(self, text: str, step: int) -> tuple[float | None, bool]:
         """The training time that a step's line states, in ms, and whether to a second at least.
 
@@ -167,19 +197,19 @@ class LogParser:
         unit = found[2] or found[4]
         spent = float(found[1] or found[3]) * loglines.MILLISECONDS[unit]
         if unit != "m":
-            self._seen.pace.at(step, spent)
+            self.seen.pace.at(step, spent)
             return spent, True
-        self._seen.keep("minutes", spent, self._line)
+        self.seen.keep("minutes", spent, self._line)
         rate = loglines.TOKENS_A_SECOND.search(text)
-        tokens = _as_float(self._seen.settings.get("train_batch_tokens"))
+        tokens = _as_float(self.seen.settings.get("train_batch_tokens"))
         if rate is not None and tokens and float(rate[1]) > 0:
-            self._seen.pace.at(step, 1000.0 * step * tokens / float(rate[1]))
+            self.seen.pace.at(step, 1000.0 * step * tokens / float(rate[1]))
         return spent, False
 
     def _progress(self, step: int, spent: float | None) -> float:
         """The share of the training budget that is used, of its steps or of its time."""
-        parts = [step / max(1, int(self._seen.get("iterations") or step or 1))]
-        limit = _as_float(self._seen.settings.get("max_wallclock_seconds"))
+        parts = [step / max(1, int(self.seen.get("iterations") or step or 1))]
+        limit = _as_float(self.seen.settings.get("max_wallclock_seconds"))
         if spent is not None and limit:
             parts.append(spent / 1000 / limit)
         return min(1.0, max(parts))
@@ -203,21 +233,21 @@ class LogParser:
     def _score(
         self, name: str, kind: Kind, loss: str | None, bpb: str, seconds: float | None
     ) -> list[Event]:
-        score = self._seen.score(
+        score = self.seen.score(
             Score(
                 name=name,
                 kind=kind,
                 val_loss=None if loss is None else number(loss),
                 val_bpb=number(bpb),
                 eval_time_s=seconds,
-                digits=len(bpb.lower().partition("e")[0].partition(".")[2]),
+                digits=loglines.decimals(bpb),
                 val_loss_text=loss,
                 val_bpb_text=bpb,
                 line=self._line,
             )
         )
         event = {"kind": "val", "val_loss": score.val_loss, "val_bpb": score.val_bpb}
-        step = self._seen.get("step")
+        step = self.seen.get("step")
         return [event | {"step": step, "metric": kind.value, "eval_time_s": score.eval_time_s}]
 
     # ---- all else
@@ -233,22 +263,22 @@ class LogParser:
             if word in text:
                 self._follow(rule, text)
         if ":done elapsed=" in text and (done := loglines.UNSCORED_PASS.match(text)) is not None:
-            self._seen.passed(done[1], float(done[2]), self._line)
-        if self._step == 0:
-            if self._seen.form != "log-b" and ":" in text:
+            self.seen.passed(done[1], float(done[2]), self._line)
+        if self.step == 0:
+            if self.seen.form != "log-b" and ":" in text:
                 self._take_pairs(text)
         elif loglines.AVERAGED.search(text) is not None:
-            self._seen.keep("averaged", True, self._line)
+            self.seen.keep("averaged", True, self._line)
         return events
 
     def _follow(self, rule: Rule, text: str) -> list[Event]:
         found = rule.pattern.match(text)
         # A seed after training is one of something else.
-        if found is None or (rule.name == "seed" and self._step > 0):
+        if found is None or (rule.name == "seed" and self.step > 0):
             return []
         if rule.forgets is not None:
-            self._seen.forget(rule.forgets)
-        self._seen.keep(rule.name, rule.read(found[1]), self._line, first=rule.first)
+            self.seen.forget(rule.forgets)
+        self.seen.keep(rule.name, rule.read(found[1]), self._line, first=rule.first)
         return [] if rule.phase is None else self._enter(rule.phase)
 
     def _take_pairs(self, text: str) -> None:
@@ -260,9 +290,9 @@ class LogParser:
             if pair is None:
                 continue
             if pair[1] == "seed" and pair[2].isdecimal() and len(pair[2]) < 20:
-                self._seen.keep("seed", int(pair[2]), self._line, first=True)
+                self.seen.keep("seed", int(pair[2]), self._line, first=True)
             if alone:
-                self._seen.set(pair[1].lower(), pair[2], self._line)
+                self.seen.set(pair[1].lower(), pair[2], self._line)
 
     def _enter(self, phase: str) -> list[Event]:
         if phase == self._phase:
@@ -272,7 +302,7 @@ class LogParser:
 
     def facts(self) -> LogFacts:
         """What the lines so far say."""
-        return self._seen.facts()
+        return self.seen.facts()
 
 
 def parse(lines: Iterable[str]) -> LogFacts:
@@ -288,22 +318,93 @@ def parse_runs(lines: Iterable[str]) -> list[LogFacts]:
 
     Of more than a thousand the rest is not read, and the last one notes it.
     """
-    found: list[LogFacts] = []
-    parser = LogParser()
-    for place, line in enumerate(lines, start=1):
+    return runs_of(enumerate(lines, start=1))
+
+
+def runs_of(lines: Iterable[tuple[int, str]]) -> list[LogFacts]:
+    """The same, of lines with their numbers."""
+    runs = Runs()
+    for place, line in lines:
+        runs.feed(line, place)
+        if runs.full:
+            break
+    return runs.facts()
+
+
+class Runs:
+    """Takes a log line by line that may hold several runs, and tells where one ends.
+
+    A line as scripts begin with may come again after training, where data is opened again to
+    calibrate or to adapt. It begins another run only where training follows; till that is known,
+    what comes is taken in as of both.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[LogFacts] = []
+        self._run = LogParser()
+        self._begun: set[str] = set()  # what has been said of the beginnings of a run
+        # What may be another run, from which line on, and what the run had said before it.
+        self._next: LogParser | None = None
+        self._from = 0
+        self._before = Seen()
+
+    @property
+    def full(self) -> bool:
+        """Whether there are more runs than are read."""
+        return len(self._found) == MOST_RUNS
+
+    def feed(self, line: str, number: int) -> None:
         text = loglines.strip(line)
-        if text is not None and parser.trained and loglines.begins(text):
-            found.append(parser.facts())
-            if len(found) == MOST_RUNS:
-                note = f"the log goes on after {MOST_RUNS:,} runs, from line {place:,}: not read"
-                return _noted(found, note)
-            parser = LogParser()
-        parser.take(text, place)
-    return [*found, parser.facts()]
+        if text and (begun := loglines.begins(text)) is not None:
+            self._may_begin(begun, number)
+        if self._next is not None:
+            self._next.take(text, number)
+            if self._next.training:
+                following, self._next = self._next, None
+                if self._is_another(following):
+                    self._end(following)
+                    return
+            elif text and self._goes_back(text):
+                return
+        self._run.take(text, number)
 
+    def _may_begin(self, begun: str, number: int) -> None:
+        again = begun in self._begun and begun not in loglines.STEPS_BEGIN
+        self._begun.add(begun)
+        if self._next is None:
+            # A start that broke off before training leaves its beginning alone.
+            if not (self._run.trained or again):
+                return
+        elif not self._next.seen.ending():
+            return
+        self._next, self._from, self._before = LogParser(), number, self._run.seen.copy()
 
-def _noted(runs: Sequence[LogFacts], note: str) -> list[LogFacts]:
-    return [*runs[:-1], replace(runs[-1], notes=(*runs[-1].notes, note))]
+    def _is_another(self, following: LogParser) -> bool:
+        """Whether what trains now is another run, not the same one resumed or adapted."""
+        seeds = {self._before.seed, following.seen.seed} - {None}
+        if len(seeds) == 2 or not self._run.trained:
+            return len(seeds) == 2
+        back = following.step < self._run.step or following.started
+        return back or self._before.steps is not None
+
+    def _end(self, following: LogParser) -> None:
+        before = self._before.facts()
+        self._run, self._begun = following, set()
+        # Of a start that broke off before its first step there is nothing to tell.
+        if before.last_step is not None:
+            self._found.append(before)
+        if self.full:
+            note = f"the log goes on after {MOST_RUNS:,} runs, from line {self._from:,}: not read"
+            self._found[-1] = replace(before, notes=(*before.notes, note))
+
+    def _goes_back(self, text: str) -> bool:
+        """Whether a line is of a step before the last: a validation that is not the run's."""
+        step = loglines.step(text) if text[0] in "sS0123456789" else None
+        return step is not None and int(step[1]) < self._run.step
+
+    def facts(self) -> list[LogFacts]:
+        """What the lines so far say, run by run."""
+        return self._found if self.full else [*self._found, self._run.facts()]
 
 
 def _as_float(text: str | None) -> float | None:

@@ -72,17 +72,20 @@ def show_records(arguments: argparse.Namespace) -> int:
     if form == "parquet" and out is None:
         raise UserError("Parquet is for a file: add --out FILE.parquet")
     records = list(_read(arguments))
-    if form in ("csv", "parquet"):
-        text = listing.write_table(records, form, out)
-    elif form == "json":
-        text = listing.as_json(records)
+    if form == "parquet":
+        data = listing.as_parquet(records)
     else:
-        text = listing.as_text(records, markdown=form == "markdown")
+        text = listing.as_text(records, form)
+        data = text.encode(errors="replace") + b"\n"
+    if out is not None:
+        listing.check_out(out, records)
+        try:
+            out.write_bytes(data)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written: {error.strerror}") from error
     if out is None:
         print(text.rstrip("\n"))
     else:
-        if form not in ("csv", "parquet"):
-            out.write_text(text + "\n", encoding="utf-8")
         runs = sum(len(record.runs) for record in records)
         print(f"{out}: {len(records)} records, {runs} runs", file=sys.stderr)
     return OK
@@ -91,16 +94,20 @@ def show_records(arguments: argparse.Namespace) -> int:
 def _read(arguments: argparse.Namespace) -> Iterator[Record]:
     """The records of all paths, in order."""
     from sweeper.evidence.read import read_records
-    from sweeper.evidence.sources import find_sweep, read_source
+    from sweeper.evidence.sources import find_sweep, read_source, sweeps_below
+    from sweeper.evidence.sweeps import read_trials
     from sweeper.layout import root_from
 
     metric, root = _metric(arguments), root_from(arguments.root)
     for text in arguments.paths:
         path = Path(text)
-        if path.exists() and find_sweep(text, root) is None:
-            yield from read_records([path], metric=metric, progress=_tell)
-        else:
+        if not path.is_dir() or find_sweep(text, root) is not None:
             yield read_source(text, root, metric=metric)
+            continue
+        sweeps = sweeps_below(path)
+        if sweeps:
+            yield from (record for sweep in sweeps for record in read_trials(sweep))
+        yield from read_records([path], metric=metric, progress=_tell, may_be_none=bool(sweeps))
 
 
 def _tell(done: int, of: int) -> None:
@@ -168,6 +175,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from sweeper.evidence.compare import as_json, as_text, compare_records
     from sweeper.evidence.sources import read_source
     from sweeper.layout import root_from
+    from sweeper.words import finite
 
     root, metric = root_from(arguments.root), _metric(arguments)
     candidate, baseline = (
@@ -180,9 +188,10 @@ def compare(arguments: argparse.Namespace) -> int:
         basis=arguments.basis,
         alpha=arguments.alpha,
     )
-    print(
-        json.dumps(as_json(verdict), indent=1) if arguments.format == "json" else as_text(verdict)
-    )
+    if arguments.format == "json":
+        print(json.dumps(finite(as_json(verdict)), indent=1))
+    else:
+        print(as_text(verdict))
     return OK
 
 

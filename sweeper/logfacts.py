@@ -6,8 +6,15 @@ import math
 from dataclasses import dataclass, field
 
 from sweeper.pace import Interval
-from sweeper.scores import HEADLINES, Kind, Score
+from sweeper.scores import HEADLINES, Kind, Score, before_quantisation, last_of
 
+# The facts that a log may have, each of which has a reason where it has not.
+FACTS = (
+    *("seed", "val_bpb", "val_loss", "prequant_val_bpb", "prequant_val_loss", "quant_val_bpb"),
+    *("quant_val_loss", "steps", "iterations", "step_avg_ms", "train_time_ms", "hessian_time_s"),
+    *("eval_time_s", "bytes_total", "bytes_code", "bytes_model", "peak_memory_mib", "world_size"),
+    *("train_shards", "val_tokens", "stop_reason"),
+)
 # Fact -> what was looked for in vain.
 BEFORE_TRAINING = {
     "seed": "no line `seed: N` before training",
@@ -32,8 +39,9 @@ class LogFacts:
 
     `metric` is what the headline is, `headline` its name in the log; a score that is no number is
     NaN. `eval_time_s` is the time of all passes after quantisation: as the log sums it, else the
-    sum of those it times. `code_compressed` says that `bytes_code` is of the code as packed, not of
-    the script as it is. `last_step` is where training was when the log last told. `steps` are those
+    sum of those it times, also where a later one of the same name has the score that counts.
+    `code_compressed` says that `bytes_code` is of the code as packed, not of the script as it is.
+    `last_step` is where training was when the log last told. `steps` are those
     that were trained, by the line that ends training; a log in prose may have no such line, and
     then its last step counts. `lines` has the line of the log, from 1, by a fact's name; `untaken`
     why a fact is not known although lines speak of it; `notes` what was odd.
@@ -76,35 +84,75 @@ class LogFacts:
 
 
 def reasons(facts: LogFacts) -> dict[str, str]:
-    """Why each fact that a log may have is missing in this one, by the fact's name."""
+    """Why each fact that a log may have (FACTS) is missing in this one, by the fact's name."""
     whys = {
         **BEFORE_TRAINING,
         **{name: f"{why}{_cut_off(facts)}" for name, why in AFTER_TRAINING.items()},
         "val_bpb": _why_no_score(facts),
         "val_loss": _why_no_score(facts),
-        "prequant_val_bpb": "no score of the model before quantisation has a name (`pre-quant…`)",
+        **_why_not_before(facts),
+        **_why_not_plain(facts),
         "steps": _why_no_steps(facts),
+        "iterations": "no line of a step says of how many (`step:N/ITERATIONS`)",
+        "step_avg_ms": "no line of a step has `step_avg:Nms`, nor are training time and steps "
+        f"both known{_cut_off(facts)}",
         "stop_reason": _why_no_stop(facts),
         **facts.untaken,
     }
-    return {name: why for name, why in whys.items() if _missing(getattr(facts, name))}
+    return {name: whys[name] for name in FACTS if _missing(getattr(facts, name))}
 
 
 def _missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or _is_nan(value)
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _why_no_score(facts: LogFacts) -> str:
-    if facts.val_bpb is not None and math.isnan(facts.val_bpb):
+    if _is_nan(facts.val_bpb):
         return f"`{facts.headline}` is no number"
     if facts.headline is not None:
-        return f"`{facts.headline}` has no val_loss"
+        return _why_no_loss(facts.headline, facts.val_loss)
     if any(score.kind is Kind.VARIANT for score in facts.scores):
         return "its scores are of variants, none is of the quantised model as it is submitted"
     if facts.scores:
         return "its scores are of the model before quantisation"
     names = ", ".join(kind.value for kind in HEADLINES)
     return f"no line `NAME val_loss:… val_bpb:…` of a final model ({names}){_cut_off(facts)}"
+
+
+def _why_no_loss(name: str, loss: float | None) -> str:
+    return (
+        f"the val_loss of `{name}` is no number" if _is_nan(loss) else f"`{name}` has no val_loss"
+    )
+
+
+def _why_not_before(facts: LogFacts) -> dict[str, str]:
+    """Of the scores before quantisation."""
+    bpb, loss = facts.prequant_val_bpb, facts.prequant_val_loss
+    why = "no score of the model before quantisation has a name (`pre-quant…`)"
+    why = facts.untaken.get("prequant_val_bpb", f"{why}{_cut_off(facts)}")
+    score = before_quantisation(facts.scores)
+    name = "the last validation in training" if score is None else score.name
+    return {
+        "prequant_val_bpb": f"`{name}` is no number" if _is_nan(bpb) else why,
+        "prequant_val_loss": why if bpb is None else _why_no_loss(name, loss),
+    }
+
+
+def _why_not_plain(facts: LogFacts) -> dict[str, str]:
+    """Of the scores of the quantised model by plain windows."""
+    score = last_of(facts.scores, Kind.QUANT)
+    if score is None:
+        why = "no line `NAME val_loss:… val_bpb:…` of the quantised model by plain windows"
+        why = f"{why} (`final_…`, `quantized…`){_cut_off(facts)}"
+        return {"quant_val_bpb": why, "quant_val_loss": why}
+    return {
+        "quant_val_bpb": f"`{score.name}` is no number",
+        "quant_val_loss": _why_no_loss(score.name, facts.quant_val_loss),
+    }
 
 
 def _why_no_steps(facts: LogFacts) -> str:

@@ -14,13 +14,33 @@ from dataclasses import dataclass
 from typing import Any
 
 NUMBER = r"[-+]?(?:\d{1,40}\.?\d{0,40}(?:[eE][-+]?\d{1,5})?|nan|inf)"
+MOST_DIGITS = 40
 WHOLE = r"\d{1,3}(?:,\d{3}){1,5}|\d{1,18}"
 DECIMAL = r"\d{1,18}(?:\.\d{1,18})?"
-# What torchrun, a launcher or a logger puts before a line.
-PREFIX = re.compile(
-    r"^(?:\[(?:default|rank)0\]:)?(?:\[\d{4}-\d\d-\d\d[^\]]{0,40}\] *(?:INFO: *)?)?"
+# What launchers and loggers put before a line, one after the other. Each takes one space with it at
+# most: what is then indented is a setting, or source code.
+ANSI = re.compile(r"\x1b(?:\[[0-9;?]{0,20}[A-Za-z]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\))")
+SPACE = r"(?: (?=\S))?"
+LEVEL = r"(?:\[(?:DEBUG|INFO|WARNING|ERROR)\]|\b(?:DEBUG|INFO|WARNING|ERROR)\b)"
+NAME = r"[\w.<>/-]{1,80}"
+CLOCK = r"(?:\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
+PREFIXES = re.compile(
+    # torchrun's `[default0]:`, PyTorch's `[rank0]: `, a script's `[0] `
+    rf"\[(?:[a-z_]{{1,20}}(?P<role>\d{{1,6}})\]:{SPACE}|(?P<rank>\d{{1,6}})\]:? )"
+    # srun --label, which pads the numbers of its tasks
+    r"| {0,3}(?P<task>\d{1,6}): "
+    # a worker of Ray's
+    rf"|\((?:{NAME} )?pid=\d{{1,9}}(?:, ip=[\w.:]{{1,60}})?\)(?: |$)"
+    # `[2026-04-06 10:00:00] `, `[2026-04-06 10:00:00,123][__main__][INFO] - `
+    rf"|\[(?:\d{{4}}-\d\d-\d\d[^\]]{{0,40}}|{CLOCK})\](?:\[{NAME}\]){{0,2}}(?: -(?= ))?{SPACE}"
+    rf"|{CLOCK}(?: std(?:out|err) [FP]| ?[|-]|:)?(?: |$)"
+    # `INFO `, `name - INFO - `, `INFO     | module:function:12 - `, `INFO:root:`
+    rf"|(?:{NAME} [|-] )?{LEVEL}"
+    rf"(?: *\| {NAME}:{NAME}:\d{{1,6}} - | *[|-] |:(?:root|__main__|\w{{1,40}}\.[\w.]{{1,80}}):"
+    rf"|:{SPACE}| |$)"
 )
-OTHER_RANK = re.compile(r"^\[(?:default|rank)[1-9]\d*\]:")
+BEFORE = frozenset("[( 0123456789DIWE")  # what such a line begins with
+MOST_PREFIXES = 6
 # A mark of the encoding, read as whatever it is there.
 MARKS = "\ufeff\ufffd"
 
@@ -64,9 +84,10 @@ UNSCORED_PASS = re.compile(rf"^(\w{{1,80}}):done elapsed=({DECIMAL})s$")
 
 # ---- what begins a run, where one log holds several
 
+STEPS_BEGIN = ("step:0/", "0/")
 BEGINNINGS = (
     *("Hyperparameters:", "val_bpb:enabled", "train_loader:", "train_shards: ", "warmup_step:1/"),
-    *("step:0/", "0/", "logs/", "=== RUN ", "Starting training"),
+    *("logs/", "=== RUN ", "Starting training", *STEPS_BEGIN),
 )
 BEGINNING = re.compile(r"^(?:[A-Ztvw=]|step:0/\d|0/\d+ val|logs/\S+\.txt$)")
 
@@ -84,6 +105,12 @@ def number(text: str) -> float:
     """A number; NaN where it is none, or too large for one."""
     value = float(text)
     return value if math.isfinite(value) else math.nan
+
+
+def decimals(text: str) -> int:
+    """How many digits after the point a number is given to, also one with an exponent."""
+    digits, _, exponent = text.lower().partition("e")
+    return min(MOST_DIGITS, max(0, len(digits.partition(".")[2]) - int(exponent or 0)))
 
 
 def seconds(text: str) -> float:
@@ -123,10 +150,17 @@ class Found:
 def strip(line: str) -> str | None:
     """A line without what stands before it; None where another rank than the first says it."""
     line = line.lstrip(MARKS)
-    if line[:1] == "[":
-        if OTHER_RANK.match(line):
+    if "\x1b" in line:
+        line = ANSI.sub("", line)
+    if line[:1] not in BEFORE:
+        return line.rstrip()
+    for _ in range(MOST_PREFIXES):
+        prefix = PREFIXES.match(line)
+        if prefix is None:
+            break
+        if int(prefix["role"] or prefix["rank"] or prefix["task"] or 0) > 0:
             return None
-        line = PREFIX.sub("", line, count=1)
+        line = line[prefix.end() :]
     return line.rstrip()
 
 
@@ -155,9 +189,11 @@ def score(text: str) -> Found | None:
     return Found(name=name[1], val_loss=values[2], val_bpb=values[1])
 
 
-def begins(text: str) -> bool:
-    """Whether a line begins a run, where one was trained before it."""
-    return text.startswith(BEGINNINGS) and BEGINNING.match(text) is not None
+def begins(text: str) -> str | None:
+    """What of a run's beginning a line is, of BEGINNINGS; None where it is nothing of it."""
+    if not text.startswith(BEGINNINGS) or BEGINNING.match(text) is None:
+        return None
+    return next(each for each in BEGINNINGS if text.startswith(each))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,11 @@ class Pace:
         self._last: tuple[int, float] | None = None
         self._intervals: list[Interval] = []
 
+    def __copy__(self) -> Pace:
+        other = Pace()
+        other._last, other._intervals = self._last, self._intervals.copy()
+        return other
+
     @property
     def intervals(self) -> tuple[Interval, ...]:
         """In the order of the log. Between two of them there is a gap where the clock went back."""

@@ -46,7 +46,12 @@ class LedgerReader:
         if not path.is_file():
             raise UserError(f"{path.parent}: no sweep there; see `sweeper run`, or give --root")
         with room_told(path):
-            return cls._open_for_reading(path)
+            try:
+                return cls._open_for_reading(path)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                raise UserError(f"{path}: no ledger of a sweep ({error})") from error
 
     @classmethod
     def _open_for_reading(cls, path: Path) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from sweeper.scores import (
     last_of,
     later,
     name_score,
+    same_pass,
     timed_passes,
 )
 
@@ -39,6 +41,13 @@ SAID = {
     "bytes_code": ("code_packed", "code_plain"),
 }
 BOTH = ("val_bpb", "val_loss")
+# What only a run's end says; and what is said after training alone, the sizes of the code being
+# what some say before it.
+OF_THE_END = ("stop_reason", "stopped_at", "trained", "total_eval_time_s")
+ENDING = (
+    *("peak_memory_mib", "raw_model", "bytes_model", "hessian_time_s", "calibration_data_s"),
+    *OF_THE_END,
+)
 AFTER_TRAINING = ("peak_memory_mib", "raw_model", "bytes_model", "code_plain", "code_packed")
 WHOLE_NUMBERS = frozenset(("seed", "world_size", "train_shards", "val_tokens"))
 
@@ -53,6 +62,30 @@ class Seen:
         self._values: dict[str, tuple[Any, int]] = {}
         self._scores: dict[str, Score] = {}
         self._passes: dict[str, tuple[float, int]] = {}
+        # Scores that others have taken the place of, for the time of their passes; beyond some,
+        # the time alone. By a name that was scored anew: how often, and where first and last.
+        self._replaced: list[Score] = []
+        self._replaced_s = 0.0
+        self._since = 0  # the line from which on passes are of this training
+        self._anew: dict[str, tuple[int, int, int]] = {}
+
+    def copy(self) -> Seen:
+        """What has been said up to here, whatever is said from here on."""
+        other = Seen()
+        for name, value in vars(self).items():
+            setattr(other, name, copy.copy(value))
+        return other
+
+    @property
+    def seed(self) -> int | None:
+        seed: int | None = self._said("seed", SAID["seed"])[0]
+        return seed
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps were trained; None where training has not ended."""
+        steps: int | None = self._ending()["steps"][0]
+        return steps
 
     def keep(self, name: str, value: Any, line: int, *, first: bool = False) -> None:
         """A value and where it was said; with `first` an earlier one stays."""
@@ -76,11 +109,53 @@ class Seen:
         """A score, which is then the last one; what counts of it and of earlier ones."""
         earlier = self._scores.pop(score.name, None)
         if earlier is not None:
+            if not same_pass(earlier, score):
+                self._replace(earlier)
+                self._score_anew(earlier, score)
             score = later(earlier, score)
         elif len(self._scores) >= MOST_SCORES:
-            del self._scores[next(iter(self._scores))]
+            self._replace(self._scores.pop(next(iter(self._scores))))
         self._scores[score.name] = score
         return score
+
+    def _replace(self, score: Score) -> None:
+        if score.eval_time_s is None or score.kind is Kind.PREQUANT or self._is_old(score):
+            return
+        self._replaced.append(score)
+        if len(self._replaced) > MOST_PASSES:
+            self._replaced_s += self._replaced.pop(0).eval_time_s or 0.0
+
+    def _score_anew(self, earlier: Score, score: Score) -> None:
+        timed = earlier.eval_time_s is not None or score.eval_time_s is not None
+        known = score.name in self._anew or len(self._anew) < MOST_PASSES
+        if timed and known and score.kind is not Kind.PREQUANT and not self._is_old(earlier):
+            times, first, _ = self._anew.get(score.name, (1, earlier.line or 0, 0))
+            self._anew[score.name] = times + 1, first, score.line or 0
+
+    def _is_old(self, score: Score) -> bool:
+        return (score.line or 0) < self._since
+
+    def train_again(self, line: int) -> None:
+        """Training goes on from an earlier step: what was evaluated before is of no time here."""
+        self._since, self._replaced_s = line, 0.0
+        self._replaced.clear()
+        self._anew.clear()
+
+    def begin_training(self) -> None:
+        """Training begins: what looked like its end before that was not of this run's.
+
+        It may stand in the source of the script, or be of a start that broke off.
+        """
+        self.train_again(0)
+        self._scores.clear()
+        self._passes.clear()
+        for name in OF_THE_END:
+            self.forget(name)
+
+    def ending(self) -> bool:
+        """Whether it says anything that comes after training only."""
+        said = self._scores or self._passes
+        return bool(said) or not self._values.keys().isdisjoint(ENDING)
 
     def complete(self, name: str, val_loss: float, text: str, line: int) -> None:
         """The val_loss of a score whose val_bpb was said before."""
@@ -120,6 +195,7 @@ class Seen:
             hyperparameters=dict(self.settings),
             intervals=self.pace.intervals,
             lines=lines,
+            notes=tuple(self._notes()),
             untaken={fact: why for fact, why in self._untaken() if values[fact] is None},
             **values,
         )
@@ -204,7 +280,7 @@ class Seen:
         """
         if "total_eval_time_s" in self._values:
             return self._values["total_eval_time_s"]
-        passes = timed_passes(scores)
+        passes = timed_passes([*self._replaced, *scores])
         timed = [(each.eval_time_s or 0.0, each.line or 0) for each in passes]
         for name, (seconds, line) in self._passes.items():
             kind = name_score(name)[1]
@@ -212,7 +288,16 @@ class Seen:
                 timed.append((seconds, line))
         if not timed:
             return None, None
-        return sum(seconds for seconds, _ in timed), max(line for _, line in timed)
+        total = self._replaced_s + sum(seconds for seconds, _ in timed)
+        return total, max(line for _, line in timed)
+
+    def _notes(self) -> Iterator[str]:
+        for name, (times, first, last) in self._anew.items():
+            often = "twice" if times == 2 else f"{times} times"
+            yield (
+                f"`{name}` was scored {often}, each time otherwise, first in line {first}: "
+                f"that of line {last} counts, and the time of all"
+            )
 
     def _step_avg(self, spent: float | None, steps: int | None) -> float | None:
         ended = "trained" not in self._values or "stopped_at" in self._values

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 
 def clock(seconds: float) -> str:
     """Seconds as m:ss, or h:mm:ss."""
@@ -29,3 +34,29 @@ def shorten_gpus(gpus: str) -> str:
 def first_line(text: str) -> str:
     """What fits on one line of a message."""
     return text.strip().partition("\n")[0]
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> list[str]:
+    """Columns one below the other, by their right but for those of these numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def shown(path: Path) -> str:
+    """A path as text that can be written anywhere: what is no UTF-8 in it is replaced."""
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, which knows no NaN and no infinity: null stands for them, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -8,17 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sweeper.evidence.choose import SEED_IN_NAME
+from sweeper.evidence.choose import seed_in_name
 from sweeper.evidence.claims import seed_of
 from sweeper.evidence.record import Claimed, LoggedRun, Record
 
 MOST_BYTES = 4 << 20  # of a text file beside the logs; what is longer is none to read
-
-
-def seed_in_name(path: Path) -> int | None:
-    """The seed that a log's name says; the last where there are several."""
-    found = SEED_IN_NAME.findall(path.stem)
-    return int(found[-1]) if found else None
 
 
 def claims_by_run(
@@ -30,12 +24,12 @@ def claims_by_run(
     without a seed may be of any of them.
     """
     for key, claims in record.claim.per_seed.items():
-        seed = None if key.startswith("run ") else seed_of(key)
+        seed = seed_of(key)
         if seed is None:
             yield key, claims, record.counted
             continue
         mine = [run for run in record.counted if run.seed == seed]
-        yield key, claims, mine or [r for r in record.counted if seed_in_name(r.path) == seed]
+        yield key, claims, mine or [r for r in record.counted if seed_in_name(r.path.stem) == seed]
 
 
 def read_text(path: Path | None) -> str:

@@ -21,6 +21,7 @@ from sweeper.evidence.rules import (
 )
 from sweeper.logreader import Lines
 
+FEWEST_DIGITS = 4  # of a claimed score: with fewer it says less than the spread of seeds
 STEP = re.compile(r"^(?:step:)?\d+(?:/\d+)? +val_loss")  # a validation during training
 
 
@@ -60,8 +61,9 @@ def _mean(claim: Claimed, mean: float, record: Record) -> Said:
     n = len(scores)
     text = f"{claim.text} claimed, the mean of {n} runs is {mean:.8f}"
     if claim.agrees(mean):
-        return passed(text, claim)
-    if off_by_one_digit(claim, mean):
+        coarse = claim.digits < FEWEST_DIGITS
+        return warned(f"{text}: too coarse to check", claim) if coarse else passed(text, claim)
+    if claim.digits >= FEWEST_DIGITS and off_by_one_digit(claim, mean):
         return warned(f"{text}: as if the runs' scores had been rounded before", claim)
     text += f" ({claim.value - mean:+.8f})"
     if n > 1 and claim.agrees(min(scores)):

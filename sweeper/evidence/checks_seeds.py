@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from sweeper.evidence.checks_common import claims_by_run, seed_in_name
+from sweeper.evidence.checks_common import claims_by_run
+from sweeper.evidence.choose import seed_in_name
 from sweeper.evidence.record import LoggedRun
 from sweeper.evidence.rules import (
     SEEDS,
@@ -83,7 +84,7 @@ def seeds_distinct(context: Context) -> Iterator[Said]:
 def seed_names(context: Context) -> Iterator[Said]:
     record, claimed = context.record, context.record.claim.seeds
     for run in record.runs:
-        named, said = seed_in_name(run.path), run.facts.seed
+        named, said = seed_in_name(run.path.stem), run.facts.seed
         # Of those that do not count only a claimed seed's own log is of interest.
         if not run.counts and (None in (named, said, run.val_bpb) or named not in claimed):
             continue
@@ -170,7 +171,7 @@ def selection(context: Context) -> Iterator[Said]:
         else:
             yield warned(f"seed {run.seed}, {run.val_bpb:.5f}, does not count: {reason}", run)
     counted = {run.seed for run in record.counted} | {
-        seed_in_name(run.path) for run in record.counted
+        seed_in_name(run.path.stem) for run in record.counted
     }
     named = set(record.claim.seeds)
     lost = [seed for seed in record.claim.seeds if seed not in counted]
@@ -210,9 +211,14 @@ def copies(context: Context) -> Iterator[Said]:
     hashes = Counter(run.sha256 or run.label for run in alone)
     for run in record.excluded:
         if (run.excluded or "").startswith(COPY):
-            another = seed_in_name(run.path) not in {None, run.facts.seed}
-            status = failed if another and run.facts.seed is not None else passed
-            yield status(f"{run.excluded}, and does not count", run)
+            kept = next((o for o in record.counted if run.excluded == f"{COPY} {o.label}"), None)
+            own = (run.facts.seed, seed_in_name(run.path.stem), kept.facts.seed if kept else None)
+            seeds = {seed for seed in own if seed is not None}
+            text = f"{run.excluded}, and does not count"
+            if len(seeds) > 1:
+                yield failed(f"{text}; the same run under the seeds {_list(sorted(seeds))}", run)
+            else:
+                yield passed(text, run)
     for run in alone:
         twins = [o.label for o in record.counted if o is not run and _same_run(o, run)]
         if hashes[run.sha256 or run.label] > 1 or twins:

@@ -9,7 +9,8 @@ of them count is decided in this order, and said of each that does not:
    score is another, the run of its seed).
 3. Otherwise all count that are left, if each has a seed of its own and the same settings; else
    those whose logs are named alike (train_seed42.log, train_seed314.log). Of several such families
-   it is the one that the claimed score is nearest to, without a claim the one with most seeds.
+   it is the one whose mean is claimed, or one of whose runs is, or whose mean is nearest to the
+   claim; without a claim the one with most seeds.
 
 The score is the metric of the highest priority (sweeper/scores.py), unless the record claims
 another of its final metrics to the digit, or the caller asks for one.
@@ -30,11 +31,19 @@ from sweeper.evidence.settings import configuration
 from sweeper.scores import HEADLINES, Kind, last_of
 
 SEED_IN_NAME = re.compile(
-    r"(?:seed|(?:^|[_-])s|(?:train|log)_)[_-]?(\d{1,10})(?!\d)", re.IGNORECASE
+    r"seed[_-]?(\d{1,10})(?!\d)|(?:^|[_-])s(\d{1,10})(?![^\W_])", re.IGNORECASE
 )
+# A number that ends a name may be a seed as well: train_1337.log; but no date, and not 8xh100.
+PERHAPS_SEED = re.compile(r"(?:train|log|run)_(?!20\d{6})(\d{1,10})$", re.IGNORECASE)
 ENDS_IN_NUMBER = re.compile(r"(?:_?run)?[_-]?\d+$")
 CANONICAL = re.compile(r"^train_seed\d+\.log$")
 EXACT = 5  # digits after the point that tell a score from all others
+
+
+def seed_in_name(stem: str) -> int | None:
+    """The seed that a log's name says; the last where there are several."""
+    found = SEED_IN_NAME.findall(stem)
+    return int("".join(found[-1])) if found else None
 
 
 # ---- a run's score
@@ -70,7 +79,9 @@ def choose(runs: Sequence[LoggedRun], claim: Claim) -> tuple[list[LoggedRun], st
     """The runs, each with the reason why it does not count where it does not; and by what."""
     out: dict[int, str] = {}
     for place, run in enumerate(runs):
-        if run.val_bpb is None:
+        if run.excluded is not None:
+            out[place] = run.excluded
+        elif run.val_bpb is None:
             out[place] = "no final score in the log"
         elif not math.isfinite(run.val_bpb):
             out[place] = f"its score is no finite number: {run.val_bpb_text}"
@@ -107,7 +118,7 @@ def _plainness(path: Path) -> int:
     """0 for a log by the challenge's own name, 1 for one that names its seed, 2 for others."""
     if CANONICAL.match(path.name):
         return 0
-    return 1 if SEED_IN_NAME.search(path.stem) else 2
+    return 1 if seed_in_name(path.stem) is not None else 2
 
 
 def _identity(run: LoggedRun) -> object:
@@ -117,10 +128,12 @@ def _identity(run: LoggedRun) -> object:
 
 
 def _drop_superseded(runs: Sequence[LoggedRun], out: dict[int, str]) -> None:
-    """Of several runs of one seed in one log the last counts."""
+    """Of several runs of one known seed in one log the last counts."""
     last: dict[object, int] = {}
     for place, run in enumerate(runs):
         if place in out or run.of == 1:
+            continue
+        if run.seed is None:  # then nothing says that it is the same one
             continue
         key = (run.path, run.seed)
         if key in last:
@@ -150,7 +163,7 @@ def _listed(runs: Sequence[LoggedRun], left: Sequence[int], claim: Claim) -> lis
 
 
 def _fits(run: LoggedRun, key: str, score: Claimed) -> bool:
-    seed = None if key.startswith("run ") else seed_of(key)
+    seed = seed_of(key)
     if seed is not None and run.seed is not None and seed != run.seed:
         return False
     return any(score.agrees(each) for each in (_bpb(run), *_finals(run)))
@@ -175,29 +188,42 @@ def _one_family(
     families = _grouped(left, lambda place: _stem(runs[place].path))
     if len(families) <= 1:
         return list(left), "all logs are named alike"
-    alike = len(_grouped(left, lambda place: _setting(runs[place]))) == 1
+    settings = _grouped(left, lambda place: _setting(runs[place]))
+    alike = len(settings) == 1 and bool(runs[left[0]].facts.hyperparameters)
     if alike and len({runs[place].seed for place in left}) == len(left):
         return list(left), "all have the same settings"
+    # Of equals the one whose logs have the challenge's own names.
+    families.sort(key=lambda family: min(_plainness(runs[place].path) for place in family))
     target = _target(runs, left, claim)
     if target is None:
         most = max(families, key=lambda family: len({runs[place].seed for place in family}))
         return most, "the logs named alike that have most seeds"
-
-    def distance(family: Sequence[int]) -> float:
-        scores = [_bpb(runs[place]) for place in family]
-        return min(abs(each - target) for each in (statistics.fmean(scores), *scores))
-
-    return min(families, key=distance), "the logs named alike that the claimed score is nearest to"
+    return _nearest(runs, families, target), "the logs named alike that the claimed score is of"
 
 
-def _target(runs: Sequence[LoggedRun], left: Sequence[int], claim: Claim) -> float | None:
+def _nearest(
+    runs: Sequence[LoggedRun], families: Sequence[list[int]], target: Claimed
+) -> list[int]:
+    """The family whose mean is claimed; else one with a run that is; else the nearest by mean."""
+
+    def mean(family: Sequence[int]) -> float:
+        return statistics.fmean(_bpb(runs[place]) for place in family)
+
+    for family in families:
+        if target.agrees(mean(family)):
+            return family
+    for family in families:
+        if any(target.agrees(_bpb(runs[place])) for place in family):
+            return family
+    return min(families, key=lambda family: abs(mean(family) - target.value))
+
+
+def _target(runs: Sequence[LoggedRun], left: Sequence[int], claim: Claim) -> Claimed | None:
     """The claimed score; a val_loss where it alone is given and is a score that a log has."""
-    if claim.val_bpb is not None:
-        return claim.val_bpb.value
     loss = claim.val_loss
-    if loss is not None and any(loss.agrees(_bpb(runs[place])) for place in left):
-        return loss.value
-    return None
+    if claim.val_bpb is not None or loss is None:
+        return claim.val_bpb
+    return loss if any(loss.agrees(_bpb(runs[place])) for place in left) else None
 
 
 def _grouped(places: Iterable[int], key: Callable[[int], object]) -> list[list[int]]:
@@ -216,7 +242,7 @@ def _setting(run: LoggedRun) -> object:
 
 def _stem(path: Path) -> str:
     """A log's name without its seed, or what numbers it."""
-    return ENDS_IN_NUMBER.sub("", SEED_IN_NAME.sub("", path.stem)).strip("_-.")
+    return ENDS_IN_NUMBER.sub("", SEED_IN_NAME.sub("", path.stem)).strip("_-.").lower()
 
 
 # ---- which metric

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,16 @@ IN_MILLISECONDS = {
 }
 NO_SCORE = re.compile(r"pre_?quant|gain|gap|delta|diff|std|before|baseline|raw|ema")
 SCORE_NAME = re.compile(r"bp[bp](?:_|$)")  # bpb, and bpp as some write it
-SEED_IN_KEY = re.compile(r"(?<!\d)(\d{1,10})(?!\d)")
+# "1337", "seed_42", "seed1", "s7", "1337_aggressive"; "run1" has a place and no seed.
+SEED_KEY = re.compile(
+    r"(?:seed|s)?[_-]?(\d{1,10})(?!\d)(?:[_-][a-z]\w*)?(?: \(\d+\))?", re.IGNORECASE
+)
+RUN_KEY = re.compile(r"run[_ -]?\d+(?: \(\d+\))?", re.IGNORECASE)
 
-HEADLINE = re.compile(r"val_bpb\W{0,8}(?:is |of )?\W{0,3}(\d\.\d{3,12})(?!\d)", re.IGNORECASE)
+# What is between them holds no sign: a difference is none.
+HEADLINE = re.compile(
+    r"val_bpb[^\w+−-]{0,8}(?:is |of )?[^\w+−-]{0,3}(\d\.\d{3,12})(?!\d)", re.IGNORECASE
+)
 MEAN_ROW = re.compile(r"^\|[\s*_]*(?:\d+[- ]seed )?(?:mean|average)\b", re.IGNORECASE)
 BPB_LIKE = re.compile(r"(?<![\d.+-])(\d\.\d{4,12})(?![\d.])")
 LEAST_BPB, MOST_BPB = 0.01, 9.0
@@ -78,8 +86,10 @@ def read_claim(folder: Path) -> Claim:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes: no submission is so long")
-        text = path.read_text(encoding="utf-8-sig")
-        written = json.loads(text, parse_float=Written, parse_int=_whole, parse_constant=_no_number)
+        # In whatever encoding of Unicode.
+        written = json.loads(
+            path.read_bytes(), parse_float=Written, parse_int=_whole, parse_constant=_no_number
+        )
         if not isinstance(written, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
@@ -166,7 +176,7 @@ def _per_seed(fields: Mapping[str, Any]) -> dict[str, dict[str, Claimed]]:
         if one is not None and isinstance(value, Mapping):
             _take_fact(found, key, one["fact"], value)
         elif key in TABLES:
-            for name, row in _rows(fields, value):
+            for name, row in _numbered(_rows(fields, value)):
                 where = f"submission.json: {key}.{name}"
                 claims = _of_a_run(row, where)
                 if claims:
@@ -174,9 +184,19 @@ def _per_seed(fields: Mapping[str, Any]) -> dict[str, dict[str, Claimed]]:
     return found
 
 
+def _numbered(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Rows with keys of their own: of the second with a key, "42 (2)"."""
+    times: Counter[str] = Counter()
+    for name, row in rows:
+        times[name] += 1
+        yield name if times[name] == 1 else f"{name} ({times[name]})", row
+
+
 def _rows(fields: Mapping[str, Any], table: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(table, Mapping):
-        yield from ((str(key), row) for key, row in table.items() if seed_of(str(key)) is not None)
+        for key, row in table.items():
+            if seed_of(str(key)) is not None or RUN_KEY.fullmatch(str(key)):
+                yield str(key), row
     elif isinstance(table, list):
         seeds = fields.get("seeds")
         in_order = seeds if isinstance(seeds, list) and len(seeds) == len(table) else []
@@ -244,9 +264,9 @@ def _in_seconds(claim: Claimed) -> Claimed:
 
 
 def seed_of(key: str) -> int | None:
-    """The seed in the key of a run: "1337", "seed_42", "1337_aggressive"."""
-    numbers = SEED_IN_KEY.findall(key)
-    return int(numbers[0]) if len(numbers) == 1 else None
+    """The seed in the key of a run; None where it has none."""
+    found = SEED_KEY.fullmatch(key)
+    return None if found is None else int(found[1])
 
 
 def _seeds(fields: Mapping[str, Any], per_seed: Mapping[str, Any]) -> Iterator[int]:
@@ -256,7 +276,7 @@ def _seeds(fields: Mapping[str, Any], per_seed: Mapping[str, Any]) -> Iterator[i
     if whole:
         yield from dict.fromkeys(whole)
         return
-    keyed = [seed_of(key) for key in per_seed if not key.startswith("run ")]
+    keyed = [seed_of(key) for key in per_seed]
     yield from dict.fromkeys(seed for seed in keyed if seed is not None)
 
 
@@ -277,6 +297,8 @@ def _readme(path: Path) -> Iterator[Claimed]:
     for number, line in enumerate(text.splitlines(), start=1):
         opening = opening and not line.startswith("##")
         found = HEADLINE.search(line) if opening else None
+        if found is not None and not LEAST_BPB < float(found[1]) < MOST_BPB:
+            found = None
         if found is None and not means and MEAN_ROW.match(line):
             numbers = [
                 each for each in BPB_LIKE.findall(line) if LEAST_BPB < float(each) < MOST_BPB

@@ -18,6 +18,7 @@ from sweeper.errors import UserError
 from sweeper.evidence.record import LoggedRun, Record
 from sweeper.evidence.settings import differences
 from sweeper.stats import Basis, Comparison, bpb_of_nats, paired, welch
+from sweeper.words import aligned
 
 MARGIN_NATS = 0.005
 ALPHA = 0.01
@@ -25,6 +26,8 @@ BASES: tuple[Basis, ...] = ("token", "byte")
 SUBSET = "-subset"  # ends the name of a metric over a part of the validation tokens
 # Ratios of one tokenizer and validation set agree to about 1e-5; those of two differ by more.
 SAME_RATIO = 1e-3
+# Whole sets are cut to sequences differently; a part of one is smaller by more.
+SAME_SET = 0.01
 FEWEST = 3  # distinct seeds of a record
 NAMED = 6  # settings, in a warning
 
@@ -131,6 +134,19 @@ def _check(candidate: Record, baseline: Record) -> None:
             f"{part.name} is scored on a subset of the validation tokens, {whole.name} on all: "
             "they cannot be compared; score both alike (EVAL_SUBSET_TOKENS)"
         )
+    tokens = [_largest(record, "val_tokens") for record in (candidate, baseline)]
+    known = tokens[0] is not None and tokens[1] is not None
+    same_text = known and _same_ratio(ratio_of(candidate), ratio_of(baseline))
+    if same_text and not math.isclose(tokens[0] or 0, tokens[1] or 0, rel_tol=SAME_SET):
+        raise UserError(
+            f"{candidate.name} is scored on {tokens[0]:,} validation tokens, {baseline.name} "
+            f"on {tokens[1]:,} by the same tokenizer: they cannot be compared"
+        )
+
+
+def _largest(record: Record, fact: str) -> int | None:
+    known = [getattr(run.facts, fact) for run in record.counted]
+    return max((each for each in known if each is not None), default=None)
 
 
 def ratio_of(record: Record) -> float | None:
@@ -226,12 +242,31 @@ def _of_one(record: Record) -> Iterator[str]:
     if odd:
         named = ", ".join(sorted(odd)[:NAMED]) + (", …" if len(odd) > NAMED else "")
         yield f"{name}: its runs differ in their settings: {named}"
-    dropped = [run for run in record.excluded if not str(run.excluded).startswith("a copy of")]
+    for what, values in _of_the_machine(record):
+        yield f"{name}: its runs differ in their {what}: {_listed(sorted(values))}"
+    dropped = [run for run in record.excluded if not _is_harmless(run, record)]
     if dropped:
         reasons = "; ".join(f"{run.label} ({run.excluded})" for run in dropped[:NAMED])
         more = f"; and {len(dropped) - NAMED} more" if len(dropped) > NAMED else ""
         yield f"{name}: runs left out: {reasons}{more}"
     yield from (f"{name}: {note}" for note in record.notes)
+
+
+def _of_the_machine(record: Record) -> Iterator[tuple[str, set[int]]]:
+    """What the runs of a record were scored and trained on, where it is not the same."""
+    for fact in ("val_tokens", "train_shards", "world_size"):
+        values = {getattr(run.facts, fact) for run in record.counted} - {None}
+        if len(values) > 1:
+            yield fact.replace("_", " "), values
+    ratios = [run.nats_per_bpb for run in record.counted]
+    if any(not _same_ratio(ratios[0], ratio) for ratio in ratios):
+        yield "tokenizers, in nats per token of 0.01 BPB", {round(100 * r) for r in ratios if r}
+
+
+def _is_harmless(run: LoggedRun, record: Record) -> bool:
+    """Whether a run is left out for being the same as one that counts, under the same seed."""
+    kept = [each for each in record.counted if run.excluded == f"a copy of {each.label}"]
+    return bool(kept) and run.seed in (None, kept[0].seed)
 
 
 def _listed(values: Sequence[object]) -> str:
@@ -303,12 +338,12 @@ def as_text(verdict: Verdict) -> str:
         )
     test = verdict.test
     lines = [
-        *_aligned(rows),
+        *aligned(rows, (0, len(rows[0]) - 1)),
         "",
         f"gain {test.gain:+.6f} BPB, standard error {test.standard_error:.6f}, with "
         f"{100 * (1 - verdict.alpha):g} % confidence at least {test.lower_bound:+.6f}",
         "",
-        *_aligned(list(_test_rows(verdict))),
+        *aligned(list(_test_rows(verdict)), (0, 4)),
         "",
         _sentence(verdict),
     ]
@@ -338,16 +373,3 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.beyond:
         return f"{what} is shown (p = {_p(verdict.test.p)}, below {verdict.alpha:g})"
     return f"{what} is not shown (p = {_p(verdict.test.p)}, not below {verdict.alpha:g})"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns one below the other; the first and the last one by their left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
-    return [
-        "  ".join(
-            cell.ljust(width) if place in (0, last) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

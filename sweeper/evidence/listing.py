@@ -7,12 +7,16 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sweeper.errors import UserError
 from sweeper.evidence.record import Claimed, LoggedRun, Record
 from sweeper.pace import Interval, stalls
+from sweeper.words import finite, shown
 
-FORMATS = ("table", "markdown", "json", "csv", "parquet")
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Facts of a log that are given as they are, in the order of a row's columns.
 FACTS = (
     *("prequant_val_bpb", "prequant_val_loss", "quant_val_bpb", "quant_val_loss", "steps"),
@@ -20,6 +24,24 @@ FACTS = (
     *("bytes_total", "bytes_code", "bytes_model", "peak_memory_mib", "world_size"),
     *("train_shards", "val_tokens", "stop_reason"),
 )
+COUNTS = (
+    *("steps", "iterations", "bytes_total", "bytes_code", "bytes_model", "world_size"),
+    *("train_shards", "val_tokens"),
+)
+CLAIMS = ("submission.json", "README.md")
+# Columns of a table of runs -> their types in pandas, which know missing values.
+TYPES = {
+    **dict.fromkeys(("record", "path"), "string"),
+    **dict.fromkeys(("run_in_file", "runs_in_file", "seed"), "Int64"),
+    "seed_from": "string",
+    "counted": "boolean",
+    "excluded": "string",
+    **dict.fromkeys(("val_bpb", "val_loss"), "Float64"),
+    **dict.fromkeys(("val_bpb_text", "metric", "headline"), "string"),
+    **dict.fromkeys(FACTS, "Float64"),
+    **dict.fromkeys(COUNTS, "Int64"),
+    **dict.fromkeys(("stop_reason", "log_format", "log_sha256"), "string"),
+}
 HEADINGS = (
     *("log", "seed", "val_bpb", "metric", "before quant.", "steps", "train s", "Hessians s"),
     *("eval s", "bytes", "MiB", "GPUs", "shards", "val tokens", "counts"),
@@ -36,7 +58,7 @@ def run_fields(run: LoggedRun) -> dict[str, Any]:
     """All that is known of a run; what is not there is None, with a reason in `missing`."""
     facts = run.facts
     return {
-        "path": str(run.path),
+        "path": shown(run.path),
         "run_in_file": run.number,
         "runs_in_file": run.of,
         "seed": run.seed,
@@ -66,6 +88,7 @@ def run_details(run: LoggedRun) -> dict[str, Any]:
         "stalls": [_interval(each) for each in slow],
         "lines": dict(run.facts.lines),
         "missing": dict(run.missing),
+        "notes": list(run.facts.notes),
     }
 
 
@@ -79,8 +102,8 @@ def summary_fields(record: Record) -> dict[str, Any]:
     mean = None if len(record.metrics) > 1 else summary.mean
     std = None if len(record.metrics) > 1 else summary.std
     return {
-        "record": record.name,
-        "path": str(record.path),
+        "record": shown(Path(record.name)),
+        "path": shown(record.path),
         "n": summary.n,
         "seeds": [run.seed for run in record.counted],
         "metric": " and ".join(record.metrics) or None,
@@ -141,43 +164,59 @@ def _claim(claim: Claimed | None) -> dict[str, Any] | None:
 
 
 def as_json(records: Iterable[Record]) -> str:
-    return json.dumps([record_fields(record) for record in records], indent=1, default=str)
+    return json.dumps(finite([record_fields(record) for record in records]), indent=1)
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """A row a run, with the name of its record."""
-    return [{"record": record.name} | run_fields(run) for record in records for run in record.runs]
+    return [
+        {"record": shown(Path(record.name))} | run_fields(run)
+        for record in records
+        for run in record.runs
+    ]
 
 
-def write_table(records: Iterable[Record], form: str, out: Path | None) -> str:
-    """A row a run as CSV, which is returned, or as Parquet; into a file where one is named."""
+def _frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The rows; each column has the same type whatever is in it, so that tables can be joined."""
     import pandas as pd
 
-    columns = ["record", *run_fields(LoggedRun(path=Path()))]
-    frame = pd.DataFrame(rows(records), columns=columns).convert_dtypes()
-    if form == "csv":
-        text: str = frame.to_csv(index=False)
-        if out is not None:
-            out.write_text(text)
-        return text
+    frame = pd.DataFrame(finite(rows(records)), columns=list(TYPES))
+    return frame.astype(TYPES)
+
+
+def as_csv(records: Iterable[Record]) -> str:
+    return str(_frame(records).to_csv(index=False)).rstrip("\n")
+
+
+def as_parquet(records: Iterable[Record]) -> bytes:
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    assert out is not None
-    out.write_bytes(buffer.getvalue())
-    return ""
+    _frame(records).to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def check_out(out: Path, records: Iterable[Record]) -> None:
+    """UserError where a file would be written over one that it was made from."""
+    kept = list(records)
+    read = {run.path.resolve() for record in kept for run in record.runs}
+    read |= {record.path.resolve() / name for record in kept for name in CLAIMS}
+    if out.resolve() in read:
+        raise UserError(f"{out}: is one of the files that were read; name another with --out")
 
 
 # ---- for people
 
 
-def as_text(records: Sequence[Record], *, markdown: bool = False) -> str:
-    """Each record's table, and where there are several all of them in one more."""
-    shown = [as_markdown(record) if markdown else as_table(record) for record in records]
+def as_text(records: Sequence[Record], form: str) -> str:
+    """The records in a form that is text: each one's table, and of several one more of all."""
+    if form in ("json", "csv"):
+        return as_json(records) if form == "json" else as_csv(records)
+    markdown = form == "markdown"
+    tables = [as_markdown(record) if markdown else as_table(record) for record in records]
     if len(records) > 1:
         table = [SUMMARY_HEADINGS, *map(_summary_cells, records)]
         title = f"{len(records)} records, {sum(len(record.runs) for record in records)} runs"
-        shown.append(_markdown(title, table) if markdown else _rich(title, table))
-    return "\n\n".join(shown)
+        tables.append(_markdown(title, table) if markdown else _rich(title, table))
+    return "\n\n".join(tables)
 
 
 def _summary_cells(record: Record) -> tuple[str, ...]:
@@ -215,7 +254,7 @@ def _rich(title: str, rows: Sequence[Sequence[str]]) -> str:
 def _markdown(title: str, rows: Sequence[Sequence[str]]) -> str:
     sides = [":--" if heading in LEFT else "--:" for heading in rows[0]]
     table = [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |"
         for row in (rows[0], sides, *rows[1:])
     ]
     return "\n".join([f"### {title}", "", *table])
@@ -259,6 +298,7 @@ def remarks(record: Record) -> list[str]:
         *_means(record),
         *_claims(record),
         *record.notes,
+        *(f"{run.label}: {note}" for run in record.counted for note in run.facts.notes),
         *_stall_remarks(record.counted),
         *_missing(record.counted),
     ]

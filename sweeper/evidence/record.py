@@ -6,8 +6,10 @@ submission.json; or a sweep's trial, which may become one. Both look the same fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from sweeper.stats import Summary, population_std, summarise
 
 # Begins what a published folder leaves to its author: nobody else knows it.
 FILL_IN = "FILL IN:"
+
+
+CUT_OFF = 5  # digits of a score from which on cutting off is as good as rounding
+ROUNDING = 1e-12  # of floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,8 @@ class LoggedRun:
         """val_loss / val_bpb: ln 2 × bytes per token, a fact of tokenizer and validation set."""
         if not self.val_loss or not self.val_bpb:
             return None
-        return self.val_loss / self.val_bpb
+        ratio = self.val_loss / self.val_bpb
+        return ratio if math.isfinite(ratio) else None
 
     def line(self, fact: str) -> int | None:
         """The line of the log that says a fact, by its name in LogFacts; from 1."""
@@ -77,15 +84,18 @@ class Claimed:
 
     @property
     def digits(self) -> int:
-        """Digits after the point."""
-        return len(self.text.lower().partition("e")[0].partition(".")[2])
+        """Digits after the point: 3 of 1.5e-2 as of 0.015."""
+        exponent = Decimal(self.text).as_tuple().exponent
+        return max(0, -exponent) if isinstance(exponent, int) else 0
 
     def agrees(self, value: float) -> bool:
-        """Whether a value rounds to the claim, or is cut off to it, at the digits it has."""
+        """Whether a value rounds to the claim at the digits that it has.
+
+        Some cut digits off instead; that is let pass where what is cut off is next to nothing.
+        """
         unit = 10.0**-self.digits
-        return abs(self.value - value) < max(unit, 1e-9) * (0.5 + 1e-6) or (
-            0 <= value - self.value < unit
-        )
+        rounded = abs(self.value - value) <= unit * (0.5 + 1e-6) + ROUNDING
+        return rounded or (self.digits >= CUT_OFF and 0 <= value - self.value < unit)
 
 
 @dataclass(frozen=True, kw_only=True)

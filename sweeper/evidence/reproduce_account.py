@@ -14,6 +14,7 @@ from sweeper.evidence.reproduce_checks import Check, explanations
 from sweeper.evidence.sweeps import read_trial
 from sweeper.layout import SweepDir
 from sweeper.stats import Summary, paired, summarise, welch
+from sweeper.words import aligned
 
 SHOWN = 0.05  # two-sided: below it a difference is one
 
@@ -167,7 +168,7 @@ def _digits(run: LoggedRun) -> int:
 
 def as_text(found: Reproduction) -> str:
     """The account for a terminal."""
-    return "\n".join([*_aligned(_rows(found)), "", *_lines(found)])
+    return "\n".join([*aligned(_rows(found)), "", *_lines(found)])
 
 
 def as_markdown(found: Reproduction) -> str:
@@ -263,11 +264,3 @@ def _verdict(found: Reproduction) -> str:
         case Outcome.DIFFERENT:
             return f"the scores differ: {gap} ({tests}; {count})"
     return f"too few runs for a test: {gap} ({count})"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

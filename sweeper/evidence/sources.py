@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sweeper.errors import UserError
-from sweeper.evidence.read import read_record
+from sweeper.evidence.read import SKIPPED, read_record
 from sweeper.evidence.record import Record
 from sweeper.evidence.sweeps import is_sweep, read_trial
 from sweeper.layout import SweepDir
@@ -20,7 +21,7 @@ def read_source(text: str, root: Path, *, metric: Kind | None = None) -> Record:
     the metric that they were run with, so that `metric` is for logs alone.
     """
     path = Path(text)
-    if path.exists() and not is_sweep(path):
+    if _exists(path) and not is_sweep(path):
         return read_record(path, metric=metric)
     found = find_sweep(text, root)
     if found is None:
@@ -33,12 +34,32 @@ def read_source(text: str, root: Path, *, metric: Kind | None = None) -> Record:
 
 
 def find_sweep(text: str, root: Path) -> tuple[SweepDir, str | None] | None:
-    """The sweep that is meant and its trial, where one is named; None where there is no sweep."""
-    name, slash, trial = text.partition("/")
-    options: list[tuple[Path, str | None]] = [(Path(text), None), (root / text, None)]
-    if slash:
-        options.append((root / name, trial))
-    for path, wanted in options:
-        if is_sweep(path):
-            return SweepDir(path), wanted or None
+    """The sweep that is meant and its trial, where one is named; None where there is no sweep.
+
+    The longest beginning of the text that is a sweep's name or path; what follows is the trial.
+    """
+    parts = text.rstrip("/").split("/")
+    for count in range(len(parts), 0, -1):
+        name, trial = "/".join(parts[:count]), "/".join(parts[count:])
+        for path in (Path(name or "/"), root / name) if name else ():
+            if is_sweep(path):
+                return SweepDir(path), trial or None
     return None
+
+
+def sweeps_below(path: Path) -> list[SweepDir]:
+    """The sweeps in a tree of folders."""
+    found = []
+    for folder, folders, _ in os.walk(path):
+        folders[:] = sorted(set(folders) - SKIPPED)
+        if is_sweep(Path(folder)):
+            found.append(SweepDir(Path(folder)))
+            folders.clear()
+    return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False

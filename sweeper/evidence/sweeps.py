@@ -118,6 +118,9 @@ def _run(sweep: SweepDir, ledger: Ledger, row: RunRow, attempts: Sequence[Attemp
     last = attempts[-1]
     logs = rank0_logs(sweep, ledger, last)
     facts = parse(line for path in logs for line in Lines(path).read(whole=True))
+    if len(logs) > 1:  # of stages: a line's number says nothing where it is not known of which
+        scores = tuple(replace(score, line=None) for score in facts.scores)
+        facts = replace(facts, lines={}, scores=scores)
     result = last.result if row.state is RunState.FINISHED else None
     run = LoggedRun(
         path=logs[-1] if logs else sweep.path / last.path,
@@ -173,4 +176,13 @@ def _notes(runs: Sequence[LoggedRun], ledger: Ledger, rows: Sequence[RunRow]) ->
 
 def is_sweep(path: Path) -> bool:
     """Whether a folder is a sweep's."""
-    return SweepDir(path).ledger.is_file()
+    try:
+        return SweepDir(path).ledger.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def read_trials(sweep: SweepDir) -> list[Record]:
+    """All trials of a sweep as records, in their order."""
+    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger, ledger.snapshot():
+        return [record_of(ledger, sweep, trial) for trial in ledger.trials()]

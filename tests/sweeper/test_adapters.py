@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from sweeper.adapters import MOST_RUNS, LogFacts, parse, parse_runs
+from sweeper.logfacts import FACTS
 from sweeper.logreader import Lines, read_log, read_runs
 from sweeper.scores import Kind, seconds_of
+from sweeper.seen import MOST_PASSES
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "logs"
 RECORD = "main__2026-04-04_SP4096_DepthRecurrence_ParallelResid_MuonEqR"
@@ -335,6 +337,165 @@ def test_a_log_of_several_runs_is_taken_apart() -> None:
     assert [(run.seed, run.val_bpb, run.steps) for run in runs] == [(1, 1.25, 9), (2, 1.35, 9)]
     assert runs[0].stop_reason == "iterations"
     assert [run.lines["val_bpb"] for run in runs] == [5, 10]  # of the file
+
+
+# ---- what looks like another run's beginning
+
+
+RUN = [
+    "train_loader:dataset:x train_shards:80",
+    "seed:1337",
+    "step:0/20000 val_loss:6.9 val_bpb:4.1 train_time:0ms step_avg:0.01ms",
+    "step:100/20000 train_loss:3 train_time:4000ms step_avg:40ms",
+    "step:13700/20000 val_loss:2 val_bpb:1.2 train_time:700051ms step_avg:51ms",
+    "stopping_early: wallclock_cap train_time:700051ms step:13700/20000",
+    "peak memory allocated: 10000 MiB reserved: 10 MiB",
+    "Serialized model int8+zlib: 15800000 bytes",
+    "final_int8_zlib_roundtrip val_loss:2.07 val_bpb:1.2244 eval_time:1400ms",
+]
+AGAIN = [
+    *(["train_shards: 80"], ["train_loader:dataset:x train_shards:80"], ["val_bpb:enabled x=y"]),
+    *(["Hyperparameters:", "  seed: 42", ""], ["warmup_step:1/10"], ["logs/x.txt"]),
+    ["step:0/20000 val_loss:2 val_bpb:1.2 train_time:0ms step_avg:0.01ms"],
+]
+
+
+@pytest.mark.parametrize("again", AGAIN)
+@pytest.mark.parametrize("place", [5, 6, 7, 8])
+def test_what_looks_like_a_beginning_after_training_begins_no_run(
+    again: list[str], place: int
+) -> None:
+    (run,) = parse_runs([*RUN[:place], *again, *RUN[place:]])
+    (plain,) = parse_runs(RUN)
+    for fact in FACTS:
+        assert getattr(run, fact) == getattr(plain, fact), fact
+    assert (run.train_time_ms, run.last_step, run.seed) == (700_051, 13_700, 1337)
+    assert run.lines["val_bpb"] == len(RUN) + len(again)
+
+
+@pytest.mark.parametrize("again", AGAIN)
+def test_two_runs_of_which_the_first_opens_its_data_again_are_two(again: list[str]) -> None:
+    first = [*RUN[:7], *again, *RUN[7:]]
+    second = [line.replace("1337", "7").replace("1.2244", "1.3344") for line in RUN]
+    runs = parse_runs([*first, *second, *again])
+    assert [(run.seed, run.val_bpb, run.bytes_model) for run in runs] == [
+        *((1337, 1.2244, 15_800_000), (7, 1.3344, 15_800_000))
+    ]
+    assert runs[1].lines["seed"] == len(first) + 2
+
+
+def test_a_smoke_run_and_a_broken_start_are_apart_from_the_run_that_follows() -> None:
+    smoke = [*RUN[:3], "step:30/30 train_loss:3 train_time:900ms step_avg:30ms"]
+    late = [*RUN[:2], *RUN[3:]]  # the first step that it logs comes after the smoke run's last
+    for following in (RUN, late):
+        runs = parse_runs([*smoke, *following])
+        assert [(run.steps, run.val_bpb) for run in runs] == [(30, None), (13_700, 1.2244)]
+    # It broke off at the first step, and only its seed tells that it was another start.
+    start = [*RUN[:3], "step:1/20000 train_loss:6.9 train_time:40ms step_avg:40ms"]
+    broken = [line.replace("1337", "7") for line in start]
+    assert [run.seed for run in parse_runs([*broken, *RUN])] == [7, 1337]
+    assert [run.seed for run in parse_runs([*broken[:2], *RUN])] == [1337]
+    assert [run.seed for run in parse_runs([*start, *RUN])] == [1337]
+
+
+def test_a_run_that_was_resumed_is_one() -> None:
+    resumed = "step:200/20000 train_loss:3 train_time:8000ms step_avg:40ms"
+    (run,) = parse_runs([*RUN[:4], *RUN[:2], resumed, *RUN[4:]])
+    assert (run.seed, run.steps, run.val_bpb) == (1337, 13_700, 1.2244)
+    other = [line.replace("1337", "7") for line in RUN[:2]]
+    assert [run.seed for run in parse_runs([*RUN[:4], *other, resumed, *RUN[4:]])] == [1337, 7]
+
+
+# ---- scores
+
+
+def test_a_score_before_training_counts_only_where_no_training_follows() -> None:
+    usage = ["usage:", "legal_ttt val_loss:1.2 val_bpb:0.5 eval_time:9ms", "total_eval_time:9s"]
+    for lines in ([*usage, *RUN], [*usage, *(line for line in RUN if "train_loss" not in line)]):
+        facts = parse(lines)
+        assert (facts.headline, facts.val_bpb, facts.eval_time_s) == (
+            *("final_int8_zlib_roundtrip", 1.2244, 1.4),
+        )
+    assert parse([*usage, *RUN[:4]]).val_bpb is None
+    # Where a model is only evaluated.
+    assert parse([*usage, RUN[2]]).val_bpb == parse(usage).val_bpb == 0.5
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"),
+    [
+        *(("1.2244", 4), ("9e-05", 5), ("1.5e-3", 4), ("1.0926e+00", 4), ("1.09264E1", 4)),
+        *(("12e3", 0), ("1.5e2", 0), ("1", 0), ("1e-99999", 40), ("nan", 0)),
+    ],
+)
+def test_the_digits_of_a_score_are_those_after_its_point(number: str, digits: int) -> None:
+    (score,) = parse([f"final_int8_roundtrip val_loss:2.5 val_bpb:{number}"]).scores
+    assert score.digits == digits
+
+
+def test_passes_that_have_one_name_and_several_scores_count_each() -> None:
+    first = "legal_ttt val_loss:2.5 val_bpb:1.09 eval_time:400000ms"
+    second = "legal_ttt val_loss:2.4 val_bpb:1.08 eval_time:400500ms"
+    facts = parse([*RUN[:4], first, second])
+    assert (facts.val_bpb, facts.eval_time_s, len(facts.scores)) == (1.08, 800.5, 1)
+    assert facts.notes == (
+        "`legal_ttt` was scored twice, each time otherwise, first in line 5: that of line 6 counts,"
+        " and the time of all",
+    )
+    # Twins count once, also one that is printed again at the end, and as they are rounded.
+    twin = "legal_ttt_exact val_loss:2.4 val_bpb:1.08000123 eval_time:400500ms"
+    assert parse([*RUN[:4], first, second, twin, first]).eval_time_s == 800.5
+    assert parse([*RUN[:4], second, twin]).notes == ()
+    # A training that begins again has passes of its own.
+    assert parse([*RUN[:4], first, *RUN[:4], second]).eval_time_s == 400.5
+    before = "pre-quantization val_loss:2.5 val_bpb:1.# eval_time:9ms"
+    only = parse([before.replace("#", "1"), before.replace("#", "2")])
+    assert (only.eval_time_s, only.notes) == (None, ())
+
+
+def test_the_time_of_very_many_passes_is_kept_whole() -> None:
+    lines = [f"final_q{n % 300} val_loss:2 val_bpb:{n + 1}.5 eval_time:250ms" for n in range(1200)]
+    facts = parse(lines)
+    assert facts.eval_time_s == 300
+    assert len(facts.notes) <= MOST_PASSES
+
+
+# ---- what stands before a line
+
+
+STARTS = [
+    *("[default0]:", "[rank0]:", "[rank0]: ", "[0] ", "[worker0]:", "0: ", " 0: ", "  0: "),
+    *("0: [rank0]: ", "(train pid=123) ", "(RayTrainWorker pid=4, ip=10.0.0.1) ", "INFO: "),
+    *("2026-04-06 10:00:00,123 INFO ", "2026-04-06 10:00:00,123 - __main__ - INFO - ", "INFO "),
+    *("[2026-04-06 10:00:00] ", "[2026-04-06 10:00:00] INFO: ", "[10:00:00] ", "10:00:00 | "),
+    *("2026-04-06T10:00:00.123456Z ", "2026-04-06T10:00:00.1Z stdout F ", "INFO:root:"),
+    *("[2026-04-06 10:00:00,123][__main__][INFO] - ", "2026/04/06 10:00:00 ", "INFO:a.b:"),
+    *("2026-04-06 10:00:00.123 | INFO     | __main__:main:12 - ", "[INFO] ", "\x1b[32m"),
+    *("2026-04-06 10:00:00+00:00 [INFO] ", "\x1b[36m(train pid=7)\x1b[0m ", "\x1b[1;31m0: "),
+]
+FORMAT_B = [
+    *("Hyperparameters:", "  seed: 42", "  recur_layers: 4,5", "", "train_shards: 80"),
+    *("0/20000 val_loss: 6.9 val_bpb: 4.1", "1/20000 train_loss: 6.9 train_time: 0.0m tok/s: 9"),
+    *("    final_int6 val_loss:2.5 val_bpb:1.2", "World size: 8"),
+    "5410/20000 val_loss: 2.6403 val_bpb: 1.1476",
+    "stopping_early: wallclock_cap train_time: 590078ms step: 5410/20000",
+    "final_int6_sliding_window val_loss:2.51393353 val_bpb:1.09269834 eval_time:75810ms",
+]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_what_launchers_put_before_a_line_hides_nothing(start: str) -> None:
+    for lines in (RUN, FORMAT_B):
+        assert parse([start + line for line in lines]) == parse(lines)
+
+
+@pytest.mark.parametrize(
+    "start", ["[rank1]: ", "[default12]:", "1: ", " 10: ", "[3] ", "0: [rank1]:"]
+)
+def test_what_other_ranks_say_is_not_read(start: str) -> None:
+    score = "final_int6_sliding_window val_loss:2.5 val_bpb:1.2"
+    assert parse([*FORMAT_B, start + score]) == parse(FORMAT_B)
+    assert parse([start + line for line in FORMAT_B]) == LogFacts()
 
 
 def test_of_a_log_of_very_many_runs_the_rest_is_noted() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
+from typing import Any
+
 import pytest
 
 from sweeper.adapters import parse
-from sweeper.logfacts import reasons
+from sweeper.logfacts import FACTS, LogFacts, reasons
 
 TRAINED = [
     "seed:1",
@@ -23,6 +27,7 @@ WHOLE = [
     "Code size: 50 bytes",
     "Serialized model int6+brotli: 100 bytes",
     "Total submission size int6+brotli: 150 bytes",
+    "final_int6_roundtrip val_loss:2.47 val_bpb:1.205 eval_time:7000ms",
     "final_int6_sliding_window val_loss:2.45 val_bpb:1.195 eval_time:75810ms",
 ]
 AVERAGED = [*TRAINED, "swa: averaging 13 checkpoints", WHOLE[-1]]
@@ -32,13 +37,15 @@ OF_LINE = {
     "train_loader": {"train_shards"},
     "val_loader": {"val_tokens"},
     "seed": {"seed"},
-    "step:9": {"steps", "stop_reason"},
+    "step:9": {"steps", "stop_reason", "step_avg_ms"},
+    "step:": {"steps", "stop_reason", "step_avg_ms", "iterations", "train_time_ms"},
     "peak": {"peak_memory_mib"},
     "GPTQ": {"hessian_time_s"},
     "Code": {"bytes_code"},
     "Serialized": {"bytes_model"},
     "Total": {"bytes_total"},
-    "final": {"val_bpb", "val_loss", "eval_time_s"},
+    "final_int6_roundtrip": {"quant_val_bpb", "quant_val_loss"},
+    "final": {"val_bpb", "val_loss", "eval_time_s", "quant_val_bpb", "quant_val_loss"},
 }
 
 
@@ -63,13 +70,24 @@ def test_what_is_missing_has_a_reason_and_nothing_else_has(start: str) -> None:
     assert set(reasons(parse(left))) == OF_LINE[start]
 
 
-def test_an_empty_log_has_a_reason_for_everything() -> None:
-    facts = parse([])
-    assert set(reasons(facts)) == {
-        *set.union(*OF_LINE.values()),
-        *("train_time_ms", "prequant_val_bpb"),
-    }
-    assert reasons(facts)["steps"] == "no line of a step"
+def test_every_fact_has_a_reason_in_an_empty_log_and_where_it_is_no_number() -> None:
+    assert tuple(reasons(LogFacts())) == FACTS
+    assert reasons(parse([]))["steps"] == "no line of a step"
+    assert {each.name for each in fields(LogFacts)} >= set(FACTS)
+    numbers = {"val_bpb", "val_loss", "prequant_val_bpb", "quant_val_loss", "step_avg_ms"}
+    broken: dict[str, Any] = dict.fromkeys(numbers, math.nan)
+    assert tuple(reasons(LogFacts(**broken))) == FACTS
+
+
+def test_a_score_without_a_loss_or_with_none_that_is_a_number_is_named() -> None:
+    lines = [*TRAINED, "pre-quantization val_loss:nan val_bpb:1.19", "Quantized BPB: 1.04"]
+    whys = reasons(parse(lines))
+    assert whys["prequant_val_loss"] == "the val_loss of `pre-quantization` is no number"
+    assert whys["quant_val_loss"] == whys["val_loss"] == "`quantized bpb` has no val_loss"
+    averaged = reasons(parse(AVERAGED))
+    assert averaged["prequant_val_loss"] == averaged["prequant_val_bpb"]
+    broken = reasons(parse([*TRAINED, "final_int8_roundtrip val_loss:2.1 val_bpb:nan"]))
+    assert broken["quant_val_bpb"] == broken["val_bpb"] == "`final_int8_roundtrip` is no number"
 
 
 def test_a_log_that_was_cut_off_says_where() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
+import os
+import re
 import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +19,15 @@ from hypothesis import strategies as st
 from sweeper.adapters import parse
 from sweeper.layout import AttemptDir
 from sweeper.logfacts import reasons
-from sweeper.logreader import LINE_BYTES, LogReader, RunReader, find_logs, read_log, read_runs
+from sweeper.logreader import (
+    LINE_BYTES,
+    Lines,
+    LogReader,
+    RunReader,
+    find_logs,
+    read_log,
+    read_runs,
+)
 from sweeper.pace import MOST_INTERVALS
 from sweeper.seen import MOST_SCORES, MOST_SETTINGS
 
@@ -30,7 +42,8 @@ LINES = [
     *("val_bpb: #", "total_bytes: #", "train_shards: #", "world_size:#", "  train_batch_tokens: #"),
     *("peak memory allocated: # MiB", "gptq:calibrated 2 layers in #s", "x:done elapsed=#s"),
     *("stopping_early: cap train_time:#ms step:#/#", "Artifact: # bytes", "a, total: # bytes"),
-    "=== RUN 2 (seed=#) ===",
+    *("=== RUN 2 (seed=#) ===", "train_loader:x train_shards:#", "#: seed:#", "[rank#]: seed:#"),
+    *("10:00:00 INFO seed:#", "(x pid=#) \x1b[#mseed:#", "bar #\rworld_size:#"),
 ]
 NUMBERS = ["3", "-5", "0", "1e999", "nan", "-inf", "9" * 400, "1." + "0" * 5000, "7" * 5000, "٣"]
 
@@ -109,6 +122,79 @@ def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
     lines = [len(line) for line in LogReader(path)._lines.read()]
     assert lines == [LINE_BYTES, 6]
     assert read_log(path).seed == 9
+
+
+BAR = b"".join(b"\r%3d%% |####| %d/1000" % (each // 10, each) for each in range(2_000))
+
+
+@pytest.mark.parametrize("after", [b"", b"\r"])
+@pytest.mark.parametrize("chunk", [1 << 20, 1_000, 7])
+def test_of_a_long_line_that_overwrites_itself_the_last_state_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bytes, chunk: int
+) -> None:
+    monkeypatch.setattr("sweeper.logreader.CHUNK_BYTES", chunk)
+    assert len(BAR) > LINE_BYTES
+    path = tmp_path / "log"
+    score = b"final_int8_roundtrip val_loss:2.5 val_bpb:1.25"
+    path.write_bytes(b"seed:7\n" + BAR + b"\r" + score + after + b"\npeak memory: 5 MiB\n")
+    (facts,) = read_runs(path)
+    assert (facts.seed, facts.val_bpb, facts.peak_memory_mib) == (7, 1.25, 5.0)
+    assert facts.lines["val_bpb"] == 2
+    assert list(Lines(path).read()) == ["seed:7", score.decode(), "peak memory: 5 MiB"]
+    # As it grows: it has not ended yet.
+    path.write_bytes(BAR)
+    lines = Lines(path)
+    assert list(lines.read()) == []
+    with path.open("ab") as file:
+        file.write(b"\r" + score + after)
+    assert list(lines.read(whole=True)) == [score.decode()]
+
+
+def test_empty_lines_in_a_row_are_one_and_the_numbers_are_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"\n\r\n\nHyperparameters:\n  seed: 4\n\n\n\n\nseed:5\n\nlast")
+    expected = [(1, ""), (4, "Hyperparameters:"), (5, "  seed: 4"), (6, ""), (10, "seed:5")]
+    for chunk in (1 << 20, 1):
+        monkeypatch.setattr("sweeper.logreader.CHUNK_BYTES", chunk)
+        assert list(Lines(path).numbered(whole=True)) == [*expected, (11, ""), (12, "last")]
+        assert (read_log(path).lines, read_log(path).seed) == ({"seed": 10}, 5)
+    lines = Lines(path)
+    assert [number for number, _ in lines.numbered()] == [1, 4, 5, 6, 10, 11]
+    with path.open("ab") as file:
+        file.write(b" one\nmore\n")
+    assert list(lines.numbered()) == [(12, "last one"), (13, "more")]
+
+
+def test_a_log_that_cannot_be_read_is_told_where_that_is_asked_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, tmp_path / "none"):
+        assert read_runs(path) == [parse([])]
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            read_runs(path, strict=True)
+    log = tmp_path / "log"
+    log.write_text("seed:5\n")
+    assert read_runs(log, strict=True) == read_runs(log)
+
+
+def test_a_disk_that_fails_in_the_middle_is_told_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            if not data:
+                raise OSError(errno.EIO, "Input/output error")
+            return data
+
+    path = tmp_path / "log"
+    path.write_text("seed:5\n")
+    monkeypatch.setattr(Path, "open", lambda *_: Failing(b"seed:5\n"))
+    assert [run.seed for run in read_runs(path)] == [5]
+    with pytest.raises(OSError, match="Input/output error"):
+        read_runs(path, strict=True)
 
 
 def test_a_large_log_is_read_in_little_memory(tmp_path: Path) -> None:

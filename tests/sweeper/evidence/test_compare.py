@@ -203,6 +203,20 @@ def test_a_subset_is_not_compared_with_the_whole() -> None:
     assert compare_records(part, record_of(spread(1.1), metric="sliding-subset")).beyond
 
 
+def test_other_parts_of_one_set_are_not_compared() -> None:
+    part = record_of(spread(1.08), val_tokens=1_000_000)
+    whole = record_of(spread(1.1), val_tokens=45_508_608)
+    with pytest.raises(UserError, match=r"1,000,000 validation tokens, .* 45,508,608"):
+        compare_records(part, whole)
+    cut = record_of(spread(1.08), val_tokens=45_516_800)
+    assert compare_records(cut, whole).beyond
+
+
+def test_a_loss_that_is_no_number_is_none() -> None:
+    with pytest.raises(UserError, match="--basis byte"):
+        compare_records(record_of(spread(1.08), ratio=float("nan")), WORSE)
+
+
 def test_nats_per_token_need_a_loss() -> None:
     with pytest.raises(UserError, match="--basis byte"):
         compare_records(record_of(spread(1.08), ratio=0.0), WORSE)
@@ -229,15 +243,28 @@ def test_what_is_odd_about_a_record_is_said(tmp_path: Path) -> None:
         record_of(spread(1.08), metric="ttt")
     )
     assert "different numbers of validation tokens" in warnings(
-        record_of(spread(1.08), val_tokens=1), record_of(spread(1.1), val_tokens=2)
+        record_of(spread(1.08), val_tokens=45_508_608),
+        record_of(spread(1.1), val_tokens=45_516_800),
     )
+    tokens = (*record_of(spread(1.08), val_tokens=100).runs[:2], *record_of({3: 1.08}).runs)
+    mixed = Record(
+        path=Path("r"), name="r", runs=(*tokens, *record_of({4: 1.1}, val_tokens=9).runs)
+    )
+    assert "differ in their val tokens: 9, 100" in warnings(mixed)
+    other = (*BETTER.runs, *record_of({4: 1.08}, ratio=1.69).runs)
+    assert "differ in their tokenizers" in warnings(Record(path=Path("r"), name="r", runs=other))
     folder = write_folder(tmp_path / "record")
     path = folder / "train_seed42.log"
     path.write_text(path.read_text().replace("num_layers: 11", "num_layers: 9"))
     (folder / "train_seed7.log").write_text("Hyperparameters:\n  seed: 7\n\n")
+    (folder / "twin.log").write_text((folder / "train_seed999.log").read_text())
+    twin = (folder / "train_seed314.log").read_text().replace("seed: 314", "seed: 5")
+    (folder / "train_seed5.log").write_text(twin)
     said = warnings(read_record(folder))
+    assert "twin.log" not in said  # the same run under the same seed
+    assert "a copy of train_seed" in said  # under another one
     assert "differ in their settings: num_layers" in said
-    assert "runs left out: train_seed7.log (no final score in the log)" in said
+    assert "train_seed7.log (no final score in the log)" in said
 
 
 def test_the_ratio_is_that_of_the_scores() -> None:

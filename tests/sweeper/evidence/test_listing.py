@@ -12,6 +12,7 @@ import pytest
 
 from sweeper.cli import main
 from tests.sweeper.evidence.folders import RECORD, SCORES, log_text, real, write_folder
+from tests.sweeper.evidence.publish_sweeps import HIGH, LOW, make_sweep, script_spec
 
 FIELDS = {
     *("path", "seed", "val_bpb", "val_loss", "metric", "prequant_val_bpb", "steps"),
@@ -145,6 +146,56 @@ def test_what_is_not_there_is_said_in_a_line(
 ) -> None:
     assert main(["records", "show", str(tmp_path / "absent"), "--root", str(tmp_path)]) == 2
     assert "no folder, log, or sweep" in capsys.readouterr().err
+
+
+def test_nothing_that_was_read_is_written_over(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    for out in (folder / "train_seed42.log", folder / "submission.json"):
+        before = out.read_bytes()
+        assert main(["records", "show", str(folder), "--format", "json", "--out", str(out)]) == 2
+        assert "files that were read" in capsys.readouterr().err
+        assert out.read_bytes() == before
+    for out in (tmp_path, tmp_path / "none" / "x.json"):
+        assert main(["records", "show", str(folder), "--format", "json", "--out", str(out)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "json", "csv", "parquet"])
+def test_names_that_are_no_text_and_scores_that_are_no_numbers(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, form: str
+) -> None:
+    name = b"train_seed7\xff.log".decode(errors="surrogateescape")
+    (folder / name).write_text(log_text(7, 1.1).replace("val_bpb:1.10000000", "val_bpb:nan"))
+    out = tmp_path / "out"
+    show(capsys, folder, "--format", form, "--out", out)
+    if form == "json":
+        (record,) = json.loads(out.read_text(), parse_constant=lambda text: pytest.fail(text))
+        assert None in [run["val_bpb"] for run in record["runs"]]
+    if form == "csv":
+        assert "train_seed7" in out.read_text()
+
+
+def test_tables_of_different_records_can_be_joined(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    other = write_folder(tmp_path / "other", {7: 1.2})
+    (other / "train_seed8.log").write_text("nothing")
+    schemas = []
+    for number, each in enumerate((folder, other)):
+        out = tmp_path / f"{number}.parquet"
+        show(capsys, each, "--format", "parquet", "--out", out)
+        schemas.append(pd.read_parquet(out).dtypes.to_dict())
+    assert schemas[0] == schemas[1]
+
+
+def test_the_trials_of_sweeps_in_a_tree_are_records(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_sweep(tmp_path / "runs" / "mine", script_spec(tmp_path, name="mine"))
+    text = show(capsys, tmp_path / "runs", "--format", "json")
+    names = [record["record"] for record in json.loads(text)]
+    assert names == [f"mine/{LOW}", f"mine/{HIGH}"]
 
 
 # ---- compare, as a command

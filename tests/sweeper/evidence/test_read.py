@@ -180,7 +180,7 @@ def test_without_a_list_the_logs_named_alike_count_that_the_claim_is_nearest_to(
         (folder / f"more_epochs_seed{seed}.log").write_text(log_text(seed, 1.085 + seed / 1e7))
     record = read_record(folder)
     assert {run.path.name[:4] for run in record.counted} == {"more"}
-    assert "nearest to" in record.chosen_by
+    assert "the claimed score is of" in record.chosen_by
 
 
 def test_without_a_claim_the_family_with_most_seeds_counts(tmp_path: Path) -> None:
@@ -205,6 +205,59 @@ def test_a_seed_that_is_only_in_the_name_is_taken_from_there(tmp_path: Path) -> 
     path.write_text(path.read_text().replace("  seed: 42\n", ""))
     run = next(run for run in read_record(folder).runs if run.path == path)
     assert (run.seed, run.seed_from) == (42, "file name")
+
+
+def test_runs_without_a_seed_in_one_log_are_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "record").mkdir()
+    runs = [log_text(0, score).replace("  seed: 0\n", "") for score in SCORES.values()]
+    (tmp_path / "record" / "train.log").write_text("".join(runs))
+    assert sorted(read_record(tmp_path / "record").scores) == sorted(SCORES.values())
+
+
+def test_two_claims_of_one_seed_are_of_two_runs(tmp_path: Path) -> None:
+    rows = [{"seed": 42, "val_bpb": 1.0927}, {"seed": 42, "val_bpb": 1.0919}]
+    folder = write_folder(tmp_path / "record", {42: 1.0927}, claim={"seed_results": rows})
+    (folder / "again_seed42.log").write_text(log_text(42, 1.0919))
+    assert sorted(read_record(folder).scores) == [1.0919, 1.0927]
+
+
+def test_a_family_is_found_by_its_mean_before_a_single_run(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "record", claim={"val_bpb": 1.0924})
+    for seed, score in {42: 1.0924, 314: 1.11, 999: 1.105}.items():
+        (folder / f"a_wide_seed{seed}.log").write_text(
+            log_text(seed, score, settings={"model_dim": 1})
+        )
+    assert sorted(read_record(folder).scores) == sorted(SCORES.values())
+
+
+def test_of_equal_families_the_challenges_own_names_count(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "record")
+    for seed in SCORES:
+        (folder / f"ablation_seed{seed}.log").write_text(
+            log_text(seed, 1.2, settings={"model_dim": 1})
+        )
+    assert sorted(read_record(folder).scores) == sorted(SCORES.values())
+
+
+def test_logs_that_echo_no_settings_are_not_said_to_agree(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "record")
+    (folder / "ablation_seed7.log").write_text(log_text(7, 1.05))
+    for path in folder.glob("*.log"):
+        text = path.read_text()
+        path.write_text(text[text.index("train_shards") :].replace("val_tokens", "seed: 7\nx", 0))
+    record = read_record(folder)
+    assert sorted(record.scores) == sorted(SCORES.values())
+
+
+def test_a_guess_at_a_seed_is_called_one(tmp_path: Path) -> None:
+    folder = tmp_path / "record"
+    folder.mkdir()
+    text = log_text(1, 1.1).replace("  seed: 1\n", "")
+    (folder / "train_1337.log").write_text(text)
+    (folder / "train_8xh100.log").write_text(text.replace("1.10000000", "1.11000000"))
+    runs = {run.label: (run.seed, run.seed_from) for run in read_record(folder).runs}
+    assert runs["train_1337.log"] == (1337, "file name, perhaps")
+    assert runs["train_8xh100.log"] == (None, None)
 
 
 # ---- which metric
@@ -279,14 +332,20 @@ def test_rubbish_is_read_and_counts_for_nothing(tmp_path: Path) -> None:
     (folder / "half.log").write_bytes(log_text(5, 1.0).encode()[:401])
     (folder / "wide.txt").write_bytes(log_text(7, 1.0931).encode("utf-16"))
     (folder / "gone.log").symlink_to(folder / "nowhere")
+    (folder / "notes.txt").write_text("to do: buy milk")
+    (folder / "endless.log").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.log")
     record = read_record(folder)
     assert sorted(record.scores) == sorted([*SCORES.values(), 1.0931])
-    assert set(excluded(record)) <= {"half.log"}
+    assert excluded(record) == {
+        "binary.log": "no step and no score in it",
+        "empty.log": "empty",
+        "gone.log": "cannot be read: No such file or directory",
+        "half.log": "no final score in the log",
+    }
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{", "\x00\x01", '{"val_bpb": NaN}', "[" * 100_000, '{"a": "\ud800"}']
-)
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00\x01", '{"val_bpb": NaN}', "[" * 100_000])
 def test_a_submission_that_cannot_be_read_is_said_and_loses_no_log(
     tmp_path: Path, text: str
 ) -> None:
@@ -296,6 +355,29 @@ def test_a_submission_that_cannot_be_read_is_said_and_loses_no_log(
     assert record.summary.n == 3
     assert record.claim.error
     assert record.claim.val_bpb is None
+
+
+def test_a_submission_of_another_encoding_is_read(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "record")
+    for encoding in ("utf-8-sig", "utf-16"):
+        (folder / "submission.json").write_bytes('{"val_bpb": 1.0924}'.encode(encoding))
+        claim = read_record(folder).claim.val_bpb
+        assert claim is not None
+        assert claim.value == 1.0924
+
+
+def test_a_difference_in_a_readme_is_no_headline(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "record")
+    (folder / "README.md").write_text("# Delta val_bpb = -0.0223\n\nval_bpb 0.0001, val_bpb +1.2\n")
+    assert read_record(folder).claim.readme == ()
+
+
+def test_code_of_installed_packages_is_not_the_records(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "record")
+    for name in (".venv/lib/a.py", ".git/h.sh", "helper.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert [path.name for path in read_record(folder).code] == ["helper.py"]
 
 
 def test_a_readme_says_its_headline_and_its_mean(tmp_path: Path) -> None:

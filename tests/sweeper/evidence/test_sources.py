@@ -124,6 +124,62 @@ def test_a_folder_goes_before_a_sweep_and_a_sweeps_folder_is_a_sweep(
         read_source("other", root)
 
 
+@pytest.mark.parametrize(
+    "form", ["{root}/small/low", "runs/small/low", "runs/small/0", "small/low/"]
+)
+def test_a_trial_is_found_by_any_path_to_its_sweep(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_source(form.format(root=root), root).name == "small/low"
+
+
+def test_a_trial_may_have_a_slash_in_its_name(tmp_path: Path) -> None:
+    sweep = SweepDir(tmp_path / "runs" / "sweep")
+    sweep.path.mkdir(parents=True)
+    trials = [{"name": "a/b", "env": {"LR": 1}}, {"name": "c", "env": {"LR": 2}}]
+    Ledger.open_for_writing(sweep.ledger, make_spec(trial=trials)).close()
+    assert read_source("sweep/a/b", tmp_path / "runs").name == "sweep/a/b"
+
+
+def test_a_name_that_no_file_can_have_is_no_sweep(root: Path) -> None:
+    for name in ("x" * 300, f"small/{'x' * 300}"):
+        with pytest.raises(UserError, match="xxx"):
+            read_source(name, root)
+
+
+def test_a_broken_ledger_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "ledger.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match="no ledger of a sweep"):
+        read_source("broken/x", tmp_path)
+
+
+def test_lines_of_a_run_in_stages_are_not_told(root: Path) -> None:
+    """A line's number says nothing where it is not known of which log."""
+    sweep = SweepDir(root / "small")
+    ledger = Ledger.open_for_writing(sweep.ledger, make_spec())
+    (first, *_) = ledger.attempts()
+    ledger.db.execute("DELETE FROM stages WHERE attempt = ?", (first.id,))
+    for stage in ("train", "score"):
+        ledger.db.execute(
+            "INSERT INTO stages (attempt, stage, host, gpus, launched, events_from)"
+            " VALUES (?, ?, 'here', '', 1.0, 0)",
+            (first.id, stage),
+        )
+    ledger.db.commit()
+    ledger.close()
+    place = sweep.path / first.path / "logs"
+    whole = (place / "stdout.log").read_text().splitlines(keepends=True)
+    for stage, lines in (("train", whole[:-2]), ("score", whole[-2:])):
+        (place / stage).mkdir()
+        (place / stage / "stdout.log").write_text("".join(lines))
+    run = next(run for run in read_trial(sweep, "low").runs if run.seed == 42)
+    assert run.facts.world_size == 8  # by the one
+    assert run.headline == "final_int6_sliding_window"  # by the other
+    assert run.facts.lines == {}
+
+
 def test_a_metric_is_for_logs(root: Path) -> None:
     with pytest.raises(UserError, match="--metric is for logs"):
         read_source("small/low", root, metric=Kind.QUANT)
