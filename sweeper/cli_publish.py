@@ -75,7 +75,11 @@ def publish(arguments: argparse.Namespace) -> int:
 
 
 def _add_reproduce(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("reproduce", help="run a published folder's seeds again")
+    command = commands.add_parser(
+        "reproduce",
+        help="run a published folder's seeds again",
+        description="Exits with 1 where a seed fails or the scores differ beyond noise.",
+    )
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument(
         "--seeds", type=_seeds, metavar="S,S", help="some of its seeds, as 42,314 (default: all)"
@@ -84,6 +88,10 @@ def _add_reproduce(commands: _SubParsersAction[argparse.ArgumentParser]) -> None
         "--gpus-per-run", type=int, metavar="N", help="default: as its README runs it, else 8"
     )
     command.add_argument("--cpus-per-run", type=int, metavar="N")
+    command.add_argument(
+        "--processes-per-run", type=int, metavar="N", help="ranks, where they are not its GPUs"
+    )
+    command.add_argument("--accelerator", metavar="TYPE", help="only on nodes with this, as H100")
     command.add_argument("--max-parallel", type=int, metavar="N", help="runs at a time")
     command.add_argument(
         "--max-seconds", type=float, metavar="S", help="a run that takes longer is ended"
@@ -119,6 +127,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
         env=dict(arguments.env),
         gpus_per_run=arguments.gpus_per_run,
         cpus_per_run=arguments.cpus_per_run,
+        processes_per_run=arguments.processes_per_run,
+        accelerator=arguments.accelerator,
         max_parallel=arguments.max_parallel,
         max_seconds=arguments.max_seconds,
     )
@@ -130,7 +140,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
     else:
         shown = accounts.as_markdown if arguments.format == "markdown" else accounts.as_text
         print(shown(found))
-    return SOME_FAILED if found.failed else OK
+    differs = found.outcome is accounts.Outcome.DIFFERENT
+    return SOME_FAILED if found.failed or differs else OK
 
 
 def _drive(planned: Plan, arguments: argparse.Namespace) -> bool:

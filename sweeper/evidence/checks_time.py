@@ -8,6 +8,7 @@ from sweeper.evidence.checks_common import claims_by_run
 from sweeper.evidence.record import Claimed, LoggedRun
 from sweeper.evidence.rules import (
     LIMIT_S,
+    TOLERANCE_S,
     Context,
     Said,
     failed,
@@ -19,8 +20,6 @@ from sweeper.evidence.rules import (
 )
 from sweeper.scores import Kind, Score, seconds_of, timed_passes
 
-# The clock is read after a step: public records overshoot by 137 ms at most.
-TOLERANCE_S = 1.0
 CLAIM_TOLERANCE = 0.01  # by which a claimed time may differ from the log's
 NOT_OF_THE_SCORE = (Kind.PREQUANT, Kind.VARIANT)  # passes that are only shown
 EVAL_TIMES = {

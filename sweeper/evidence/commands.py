@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,10 +20,23 @@ PROMPT = re.compile(r"^\s*\$\s+")
 ASSIGNMENT = re.compile(r"^([A-Za-z_]\w*)=(.*)$", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^}]*))?\})")
 LITERAL_DOLLAR = "\0"
+# What a command says in the midst of another one: $(nvidia-smi -L | wc -l).
+SUBSTITUTION = re.compile(r"\$\([^()]*\)|`[^`]*`")
+SAID_BY_A_COMMAND = "${said_by_a_command}"
+HEREDOC = re.compile(r"<<-?\s*[\"']?([A-Za-z_]\w*)[\"']?")
+INDENTED = re.compile(r"^(?: {4,}|\t)\s*(\S.*)$")
+INLINE = re.compile(r"`([^`]+)`")
 BACKSLASH = "\\"
 OPERATORS = frozenset(";|&<>()")
 # What may stand before a command and changes nothing of it.
 BEFORE = frozenset({"do", "then", "else", "env", "nohup", "time", "sudo", "exec", "{"})
+# Programs that run another one: what is before that is theirs.
+WRAPPERS = frozenset(
+    {
+        *("uv", "poetry", "pipenv", "conda", "numactl", "nice", "srun", "docker", "podman"),
+        *("taskset", "singularity", "apptainer"),
+    }
+)
 PYTHON = re.compile(r"python[\d.]*")
 PROCESSES = re.compile(r"--nproc[-_]per[-_]node(?:=(.*))?")
 
@@ -67,10 +80,36 @@ class _Shell:
 
 
 def read_commands(text: str) -> list[RunCommand]:
-    """The commands in a README's code blocks that run train_gpt.py, in their order."""
+    """The commands in a README that run train_gpt.py, in their order.
+
+    Those of its fenced code blocks; where these have none, of indented and inline code.
+    """
+    return _commands(_blocks(text)) or _commands(_loose(text))
+
+
+def not_understood(text: str) -> list[int]:
+    """The lines that name the script beside something that may run it, from 1."""
+    return [
+        number
+        for number, line in enumerate(text.splitlines(), start=1)
+        if SCRIPT in line and re.search(r"\b(?:torchrun|python[\d.]*|torch\.distributed)\b", line)
+    ]
+
+
+def _loose(text: str) -> Iterator[list[tuple[int, str]]]:
+    """Code outside of fences: indented lines that name the script, and spans within a line."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        indented = INDENTED.match(line)
+        if indented is not None and SCRIPT in line:
+            yield [(number, indented[1])]
+        elif indented is None:
+            yield from ([(number, span)] for span in INLINE.findall(line) if SCRIPT in span)
+
+
+def _commands(blocks: Iterable[list[tuple[int, str]]]) -> list[RunCommand]:
     shell = _Shell()
     found = []
-    for block in _blocks(text):
+    for block in blocks:
         for number, line in block:
             for words in _statements(line):
                 command = _take(words, shell, number)
@@ -92,8 +131,11 @@ def listed_settings(text: str) -> dict[str, str]:
 def _blocks(text: str) -> Iterator[list[tuple[int, str]]]:
     """The code blocks, each as its lines with their numbers; continued lines are one."""
     fence, block = "", list[tuple[int, str]]()
-    continued = False
+    continued, document = False, ""
     for number, line in enumerate(text.splitlines(), start=1):
+        if document:  # the lines of a here-document are no commands
+            document = "" if line.strip() == document else document
+            continue
         mark = FENCE.match(line)
         if mark is not None and (not fence or mark[1].startswith(fence)):
             if fence:
@@ -109,12 +151,15 @@ def _blocks(text: str) -> Iterator[list[tuple[int, str]]]:
         else:
             block.append((number, begun.removesuffix(BACKSLASH)))
         continued = begun.endswith(BACKSLASH)
+        here = HEREDOC.search(begun)
+        document = here[1] if here is not None else ""
     if fence:  # one that was never closed
         yield block
 
 
 def _statements(line: str) -> Iterator[list[str]]:
     """The commands of a line, each as its words; one that is no shell has none."""
+    line = SUBSTITUTION.sub(SAID_BY_A_COMMAND, line)
     lexer = shlex.shlex(_marked(line), posix=True, punctuation_chars="".join(OPERATORS))
     lexer.whitespace_split = True
     words: list[str] = []
@@ -164,6 +209,7 @@ def _command(words: Sequence[str], env: Mapping[str, str], line: int) -> RunComm
     at = next((i for i, word in enumerate(words) if Path(word).name == SCRIPT), None)
     if at is None or at == 0:
         return None
+    words, at = _unwrapped(words, at)
     program = Path(words[0]).name
     by_torchrun = program == "torchrun" or any("torch.distributed" in w for w in words[:at])
     options = words[1:at]
@@ -179,6 +225,18 @@ def _command(words: Sequence[str], env: Mapping[str, str], line: int) -> RunComm
         arguments=tuple(word.replace(LITERAL_DOLLAR, "$") for word in words[at + 1 :]),
         line=line,
     )
+
+
+def _unwrapped(words: Sequence[str], at: int) -> tuple[Sequence[str], int]:
+    """A command without what it is wrapped in, and where the script is in it."""
+    if Path(words[0]).name not in WRAPPERS:
+        return words, at
+    starts = [
+        place
+        for place, word in enumerate(words[:at])
+        if Path(word).name == "torchrun" or PYTHON.fullmatch(Path(word).name)
+    ]
+    return (words[starts[0] :], at - starts[0]) if starts else (words, at)
 
 
 def _processes(options: Sequence[str]) -> int | None:

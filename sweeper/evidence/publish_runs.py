@@ -207,7 +207,7 @@ def _check_log(run: FinishedRun, where: str) -> None:
         digits = next(
             (score.digits for score in run.facts.scores if score.name == run.facts.headline), 8
         )
-        if counted is None or abs(logged - counted) > ROUNDING * 10.0**-digits:
+        if counted is None or not abs(logged - counted) <= ROUNDING * 10.0**-digits:
             raise UserError(f"{where}: its log says {name} {logged}, its result {counted}")
 
 

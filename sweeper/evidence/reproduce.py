@@ -17,14 +17,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from sweeper.errors import UserError
-from sweeper.evidence.commands import RunCommand, listed_settings, read_commands
+from sweeper.evidence.commands import (
+    RunCommand,
+    listed_settings,
+    not_understood,
+    read_commands,
+)
 from sweeper.evidence.read import is_log
 from sweeper.evidence.record import LoggedRun, Record
 from sweeper.evidence.unpack import unpack
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
 from sweeper.scripts import agrees
-from sweeper.settings import PATH_NAME, RESERVED
+from sweeper.settings import PATH_NAME, RESERVED, env_text
 from sweeper.snapshot import READS_BY_FIELD, READS_ENVIRONMENT, TAKEN, read_recorded
 from sweeper.spec import SweepSpec, resolve_paths
 
@@ -86,13 +91,9 @@ def plan(
     sweep = SweepDir(root / sweep_name(record))
     earlier = _earlier(record, sweep)
     if earlier is None:
-        command, said = choose_command(record)
-        table, notes = _table(record, command)
-        notes = [said, *notes]
-        table["resources"] = _resources(record, command, gpus_per_run, processes_per_run)
+        table, notes = _first(record, gpus_per_run, processes_per_run)
     else:
-        table = earlier.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        notes = []
+        table, notes = _again(earlier, sweep, env or {})
         chosen = list(dict.fromkeys([*earlier.seeds, *chosen]))
     table |= {"name": sweep.name, "seeds": chosen}
     _add(
@@ -107,8 +108,35 @@ def plan(
     _add(table, "env", **(env or {}))
     _add(table, "limits", max_seconds=max_seconds)
     spec = _validated(table)
-    notes += _missing_paths(spec)
-    return Plan(spec=spec, sweep=sweep, text=_as_toml(spec), notes=tuple(notes))
+    return Plan(spec=spec, sweep=sweep, text=_as_toml(spec), notes=(*notes, *_missing_paths(spec)))
+
+
+def _first(
+    record: Record, gpus: int | None, processes: int | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The spec of a first call but for its seeds, and what to tell of it."""
+    command, said = choose_command(record)
+    table, notes = _table(record, command)
+    table["resources"] = _resources(record, command, gpus, processes)
+    return table, [said, *notes]
+
+
+def _again(
+    earlier: SweepSpec, sweep: SweepDir, env: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The spec of an earlier call; UserError for a setting that it would have to change."""
+    kept = {name: env_text(value) for name, value in earlier.env.items()}
+    changed = {n: text for n, text in env.items() if n in kept and not agrees(text, kept[n])}
+    new = sorted(env.keys() - kept.keys())
+    if changed or new:
+        told = [f"{n}={kept[n]}" for n in changed] + [f"without {n}" for n in new]
+        raise UserError(
+            f"{sweep.path}: was begun with {', '.join(told)}, and all its seeds are to have the "
+            "same settings; give another --root, or move that folder away"
+        )
+    settings = ", ".join(f"{name}={text}" for name, text in sorted(kept.items())) or "none"
+    note = f"goes on with {sweep.path}, and with the settings of its beginning: {settings}"
+    return earlier.model_dump(mode="json", by_alias=True, exclude_unset=True), [note]
 
 
 def _add(table: dict[str, Any], key: str, /, **values: Any) -> None:
@@ -162,7 +190,13 @@ def choose_command(record: Record) -> tuple[RunCommand | None, str]:
     text = record.readme.read_text(encoding="utf-8", errors="replace")
     commands = read_commands(text)
     if not commands:
-        return None, "README.md has no command that runs train_gpt.py: the script's own defaults"
+        lines = not_understood(text)
+        said = (
+            f"README.md:{', '.join(map(str, lines))} may run train_gpt.py and is not understood"
+            if lines
+            else "README.md has no command that runs train_gpt.py"
+        )
+        return None, f"{said}: the script's own defaults, and what --env sets"
     listed = listed_settings(text)
     # Some list their settings in a block of its own, beside a command without any.
     whole = [replace(command, env={**listed, **command.env}) for command in commands]

@@ -110,7 +110,7 @@ def account(record: Record, sweep: SweepDir) -> Reproduction:
         p_welch=p_welch,
         p_paired=p_paired,
         checks=tuple(explanations(record, sweep, pairs)),
-        outcome=_outcome(pairs, p_welch),
+        outcome=_outcome(pairs, p_welch if p_welch is not None else _of_one(claimed, here)),
     )
 
 
@@ -139,6 +139,16 @@ def _two_sided(
     except ValueError:
         return None
     return min(1.0, 2 * min(p, 1 - p))
+
+
+def _of_one(claimed: Summary, here: Summary) -> float | None:
+    """Two-sided p of "it is one more of them", of a single run; by Student's t, as predicted."""
+    if here.n != 1 or here.mean is None or claimed.mean is None or not claimed.std:
+        return None
+    from scipy.stats import t
+
+    error = claimed.std * math.sqrt(1 + 1 / claimed.n)
+    return float(2 * t.sf(abs(here.mean - claimed.mean) / error, claimed.n - 1))
 
 
 def _outcome(pairs: Sequence[tuple[LoggedRun, LoggedRun]], p: float | None) -> Outcome:

@@ -12,11 +12,9 @@ from typing import Any
 from sweeper.evidence.folder_config import technique
 from sweeper.evidence.publish_runs import FinishedRun, Published
 from sweeper.evidence.record import FILL_IN
+from sweeper.evidence.rules import BUDGET, LIMIT_S, SEEDS, TOLERANCE_S
 
 DIGITS = 8
-MOST_BYTES = 16_000_000
-MOST_SECONDS = 600.0
-SEEDS = 3
 RECORD_TRACK, OTHER_TRACK = "10min_16mb", "non_record_16mb"
 
 
@@ -94,13 +92,12 @@ def compliance(published: Published) -> dict[str, bool | str]:
     """What the runs' own numbers say of the rules; the others are for a person to vouch for."""
     by_hand = f"{FILL_IN} true or false"
     checks = {
-        "train_under_600s": _all_below([train_seconds(r) for r in published.runs], MOST_SECONDS),
-        "artifact_under_16mb": _all_below(
-            [run.known("bytes_total") for run in published.runs], MOST_BYTES
+        "train_under_600s": _at_most([train_seconds(r) for r in published.runs], LIMIT_S),
+        # Strictly below it, in whole bytes.
+        "artifact_under_16mb": _at_most(
+            [run.known("bytes_total") for run in published.runs], BUDGET - 1
         ),
-        "eval_under_600s": _all_below(
-            [run.known("eval_time_s") for run in published.runs], MOST_SECONDS
-        ),
+        "eval_under_600s": _at_most([run.known("eval_time_s") for run in published.runs], LIMIT_S),
     }
     return {
         **{name: by_hand if value is None else value for name, value in checks.items()},
@@ -112,18 +109,24 @@ def compliance(published: Published) -> dict[str, bool | str]:
     }
 
 
-def _all_below(values: list[float | None], limit: float) -> bool | None:
-    """Whether all values are below a limit; None where one of them is not known."""
+def _at_most(values: list[float | None], limit: float) -> bool | None:
+    """Whether no value is above a limit; None where one of them is not known."""
     known = [value for value in values if value is not None]
-    if any(value >= limit for value in known):
+    if any(value > limit for value in known):
         return False
     return True if len(known) == len(values) else None
 
 
 def track(published: Published) -> str:
-    """The record's track where time, hardware and bytes are those of its rules."""
+    """The record's track where times, hardware and bytes are those of its rules.
+
+    What training is over by less than a second is for a reviewer to judge.
+    """
     checks = compliance(published)
-    within = all(checks[name] is True for name in ("train_under_600s", "artifact_under_16mb"))
+    spent = [train_seconds(run) for run in published.runs]
+    within = _at_most(spent, LIMIT_S + TOLERANCE_S) is True and all(
+        checks[name] is True for name in ("eval_under_600s", "artifact_under_16mb")
+    )
     h100 = "H100" in hardware(published) and published.spec.resources.gpus_per_run == 8
     return RECORD_TRACK if within and h100 else OTHER_TRACK
 

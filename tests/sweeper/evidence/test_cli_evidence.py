@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from sweeper.cli import main
+from sweeper.evidence.publish import publish
+from sweeper.evidence.read import read_record
+from sweeper.evidence.reproduce import plan, sweep_name
 from tests.sweeper.evidence.doctored import doctor, good_folder
 from tests.sweeper.evidence.folders import EARLIER, real
-from tests.sweeper.evidence.publish_sweeps import LOW, make_sweep, script_spec
+from tests.sweeper.evidence.publish_sweeps import LOW, change_results, make_sweep, script_spec
 
 Capture = pytest.CaptureFixture[str]
 
@@ -73,6 +76,19 @@ def test_a_trial_is_published_validated_and_compared(
     pair = [str(out), f"mine/{LOW}", "--root", str(root), "--margin-nats", "0"]
     assert main(["compare", *pair, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["gain_bpb"] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_what_comes_out_otherwise_exits_with_1(capsys: Capture, tmp_path: Path) -> None:
+    made = make_sweep(tmp_path / "mine", script_spec(tmp_path, name="mine"))
+    record = read_record(publish(made, LOW, tmp_path / "2026-01-02 Mine"))
+    again = make_sweep(tmp_path / "runs" / sweep_name(record), plan(record, tmp_path).spec)
+    arguments = ["reproduce", str(record.path), "--no-run", "--root", str(tmp_path / "runs")]
+    assert main(arguments) == 0
+    assert "reproduced to the digit" in capsys.readouterr().out
+    for seed in (1, 2):
+        change_results(again, seed, val_bpb=1.3 + seed * 1e-6)
+    assert main([*arguments, "--format", "json"]) == 1
+    assert json.loads(capsys.readouterr().out)["outcome"] == "different"
 
 
 @pytest.mark.parametrize(

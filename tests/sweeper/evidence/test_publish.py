@@ -10,15 +10,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sweeper.errors import UserError
 from sweeper.evidence.publish import publish
+from sweeper.evidence.publish_runs import gather
 from sweeper.evidence.read import read_record
 from sweeper.evidence.reproduce import plan
 from sweeper.evidence.rules import Status
+from sweeper.evidence.submission import submission
 from sweeper.evidence.validate import validate
 from sweeper.judge import judge
 from sweeper.layout import SweepDir
@@ -259,6 +262,50 @@ def test_what_is_no_record_is_refused_with_the_reason(own: SweepDir, tmp_path: P
     with pytest.raises(UserError, match="no log of rank 0 there"):
         publish(own, HIGH, out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("train_s", "eval_s", "size", "kept", "track"),
+    [
+        (600.0, 600.0, 15_999_999, (True, True, True), "10min_16mb"),
+        # By less than a second more a reviewer may let it pass.
+        (600.1, 600.0, 15_999_999, (False, True, True), "10min_16mb"),
+        (601.1, 600.0, 15_999_999, (False, True, True), "non_record_16mb"),
+        (590.0, 600.1, 15_999_999, (True, False, True), "non_record_16mb"),
+        (590.0, 500.0, 16_000_000, (True, True, False), "non_record_16mb"),
+    ],
+)
+def test_limits_are_kept_at_the_limit_and_not_beyond(
+    made: SweepDir, train_s: float, eval_s: float, size: int, kept: tuple[bool, ...], track: str
+) -> None:
+    published = gather(made, LOW)
+    runs = [
+        replace(
+            run,
+            facts=replace(
+                run.facts,
+                train_time_ms=1000 * train_s,
+                hessian_time_s=None,
+                eval_time_s=eval_s,
+                bytes_total=size,
+            ),
+        )
+        for run in published.runs
+    ]
+    resources = published.spec.resources.model_copy(
+        update={"gpus_per_run": 8, "accelerator": "H100"}
+    )
+    spec = published.spec.model_copy(update={"resources": resources})
+    facts = submission(replace(published, spec=spec, runs=tuple(runs)))
+    names = ("train_under_600s", "eval_under_600s", "artifact_under_16mb")
+    assert tuple(facts["compliance"][name] for name in names) == kept
+    assert facts["track"] == track
+
+
+def test_a_result_that_is_no_number_is_not_published(own: SweepDir, tmp_path: Path) -> None:
+    change_results(own, 1, val_loss=float("nan"))
+    with pytest.raises(UserError, match="its result nan"):
+        publish(own, LOW, tmp_path / "out")
 
 
 def test_only_the_code_that_ran_is_published(own: SweepDir, tmp_path: Path) -> None:

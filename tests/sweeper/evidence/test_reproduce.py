@@ -13,7 +13,7 @@ import pytest
 
 from sweeper.adapters import parse
 from sweeper.errors import UserError
-from sweeper.evidence.commands import read_commands, run_lines
+from sweeper.evidence.commands import not_understood, read_commands, run_lines
 from sweeper.evidence.publish import publish
 from sweeper.evidence.read import read_record
 from sweeper.evidence.record import LoggedRun, Record
@@ -75,6 +75,52 @@ def test_the_commands_of_a_readme_are_read_as_a_shell_would() -> None:
     assert (gpu.processes, gpu.launch) == (None, "torchrun")
     assert (alone.processes, alone.launch, alone.env) == (1, "exec", common)
     assert last.env == common | {"MATRIX_LR": "0.9"}
+
+
+@pytest.mark.parametrize(
+    ("block", "env", "processes", "launch"),
+    [
+        (
+            "cd x && SEED=1 torchrun --nproc_per_node=$(nvidia-smi -L | wc -l) train_gpt.py",
+            {"SEED": "1"},
+            *(None, "torchrun"),
+        ),
+        ("A=1 uv run torchrun --nproc_per_node=2 train_gpt.py", {"A": "1"}, 2, "torchrun"),
+        ("A=1 numactl -N 0 python3 -u train_gpt.py", {"A": "1"}, 1, "exec"),
+        ("RUN=$(date) B=2 nice -n 5 torchrun train_gpt.py", {"B": "2"}, 1, "torchrun"),
+    ],
+)
+def test_a_command_is_read_behind_what_wraps_it(
+    block: str, env: dict[str, str], processes: int | None, launch: str
+) -> None:
+    (command,) = read_commands(f"```\n{block}\n```")
+    assert (command.env, command.processes, command.launch) == (env, processes, launch)
+
+
+def test_a_document_within_a_command_holds_no_commands() -> None:
+    lines = [
+        "cat > run.sh <<'EOF'",
+        "A=1 torchrun train_gpt.py",
+        "EOF",
+        "B=2 torchrun train_gpt.py",
+    ]
+    (command,) = read_commands("\n".join(["```", *lines, "```"]))
+    assert command.env == {"B": "2"}
+
+
+def test_without_a_code_block_indented_and_inline_code_is_read() -> None:
+    (indented,) = read_commands("Run:\n\n    A=1 torchrun --nproc_per_node=8 train_gpt.py\n")
+    assert (indented.env, indented.processes, indented.line) == ({"A": "1"}, 8, 3)
+    (inline,) = read_commands("Run `A=2 python train_gpt.py`, and `train_gpt.py` is the script.")
+    assert inline.env == {"A": "2"}
+    fenced = "```\nA=3 torchrun train_gpt.py\n```\nand never `A=4 torchrun train_gpt.py`"
+    assert [command.env for command in read_commands(fenced)] == [{"A": "3"}]
+
+
+def test_what_is_not_understood_is_named_by_its_line() -> None:
+    text = "# X\n\nmodal run torchrun_on_modal.py::main with torchrun and train_gpt.py\n"
+    assert read_commands(text) == []
+    assert not_understood(text) == [3]
 
 
 def test_what_is_written_is_read_back() -> None:
@@ -247,6 +293,21 @@ def test_a_record_that_cannot_be_run_says_why(record: Record, tmp_path: Path) ->
     assert len(sweep_name(replace(record, path=tmp_path / ("x" * 200)))) == 64
 
 
+def test_a_second_call_tells_what_it_keeps_and_changes_no_setting(
+    record: Record, tmp_path: Path
+) -> None:
+    first = plan(record, tmp_path, seeds=[1], env={"ITERATIONS": "12"})
+    make_sweep(first.sweep.path, first.spec)
+    second = plan(record, tmp_path, seeds=[2])
+    assert second.spec.seeds == (1, 2)
+    assert second.spec.env["ITERATIONS"] == "12"
+    assert "ITERATIONS=12" in second.notes[0]
+    assert plan(record, tmp_path, env={"ITERATIONS": "12"}).spec.seeds == (1, 2)
+    for env, told in (({"ITERATIONS": "13"}, "ITERATIONS=12"), ({"NEW": "1"}, "without NEW")):
+        with pytest.raises(UserError, match=rf"begun with {told}, .*another --root"):
+            plan(record, tmp_path, env=env)
+
+
 # ---- the account
 
 
@@ -286,6 +347,15 @@ def test_what_differs_is_told_and_explains_in_its_order(record: Record, tmp_path
     assert found.explanation is not None
     assert found.explanation.name == "validation tokens"
     assert "claimed 45,508,608, here 62,021,632" in as_text(found)
+
+
+def test_one_run_is_held_against_the_spread_of_the_record(record: Record, tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path / "one", plan(record, tmp_path, seeds=[1]).spec)
+    assert account(record, sweep).outcome is Outcome.SAME
+    assert record.summary.std is not None
+    for stds, outcome in ((1.0, Outcome.NO_DIFFERENCE), (130.0, Outcome.DIFFERENT)):
+        change_results(sweep, 1, val_bpb=record.scores[0] + stds * record.summary.std)
+        assert account(record, sweep).outcome is outcome
 
 
 def test_noise_is_no_difference(record: Record, tmp_path: Path) -> None:
