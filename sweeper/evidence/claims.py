@@ -20,20 +20,23 @@ from sweeper.scores import HEADLINES, Kind, name_score
 MOST_BYTES = 4 << 20  # a submission.json that is larger is none
 
 # Names of one fact, in the order of precedence.
-VAL_BPB = ("val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_mean_3seed", "mean_bpb", "bpb")
+VAL_BPB = (
+    *("val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_mean_3seed", "mean_bpb", "bpb"),
+    *("final_val_bpb", "bpb_mean"),
+)
 VAL_LOSS = ("val_loss", "mean_val_loss", "val_loss_mean")
 STD = (
     *("val_bpb_std", "val_bpb_std_sample", "std_val_bpb", "val_bpb_std_3seed"),
-    *("std_bpb", "bpb_std", "std"),
+    *("std_bpb", "bpb_std", "std", "val_std", "std_dev", "sample_std", "val_bpb_sample_std"),
 )
 STD_POPULATION = ("val_bpb_std_population", "std_val_bpb_population")
 BYTES_TOTAL = (
     *("bytes_total", "bytes_total_max", "artifact_bytes_max", "artifact_bytes"),
-    "total_artifact_bytes",
+    *("total_artifact_bytes", "total_bytes", "artifact_size", "artifact_size_bytes"),
 )
 BYTES_CODE = ("bytes_code", "code_bytes")
 # Tables of several facts a run, by the run's seed or name, or as a list in the seeds' order.
-TABLES = ("seed_results", "results", "seeds", "runs", "per_seed")
+TABLES = ("seed_results", "results", "seeds", "runs", "per_seed", "per_seed_results")
 # Tables of one fact by seed: the fact's name, and what the table's begins and ends with.
 ONE_FACT = re.compile(r"^(?P<fact>\w+?)_(?:per_seed|by_seed|seeds)$")
 # A run's facts -> the names that they have in tables.
@@ -59,7 +62,9 @@ RUN_KEY = re.compile(r"run[_ -]?\d+(?: \(\d+\))?", re.IGNORECASE)
 
 # What is between them holds no sign: a difference is none.
 HEADLINE = re.compile(
-    r"val_bpb[^\w+−-]{0,8}(?:is |of )?[^\w+−-]{0,3}(\d\.\d{3,12})(?!\d)", re.IGNORECASE
+    r"val[_ -]bpb[^\w+−-]{0,8}(?:is |of )?[^\w+−-]{0,3}(\d\.\d{2,12})(?!\d)"
+    r"|\*\*(\d\.\d{2,12})(?:\*\*)? *(?:val[_ -])?bpb\b",
+    re.IGNORECASE,
 )
 MEAN_ROW = re.compile(r"^\|[\s*_]*(?:\d+[- ]seed )?(?:mean|average)\b", re.IGNORECASE)
 BPB_LIKE = re.compile(r"(?<![\d.+-])(\d\.\d{4,12})(?![\d.])")
@@ -173,8 +178,9 @@ def _per_seed(fields: Mapping[str, Any]) -> dict[str, dict[str, Claimed]]:
     found: dict[str, dict[str, Claimed]] = {}
     for key, value in fields.items():
         one = ONE_FACT.match(key)
-        if one is not None and isinstance(value, Mapping):
-            _take_fact(found, key, one["fact"], value)
+        if one is not None and key not in TABLES and isinstance(value, Mapping | list):
+            rows = value if isinstance(value, Mapping) else _in_order(fields, value)
+            _take_fact(found, key, one["fact"], rows)
         elif key in TABLES:
             for name, row in _numbered(_rows(fields, value)):
                 where = f"submission.json: {key}.{name}"
@@ -182,6 +188,18 @@ def _per_seed(fields: Mapping[str, Any]) -> dict[str, dict[str, Claimed]]:
                 if claims:
                     found[name] = claims | found.get(name, {})
     return found
+
+
+def _in_order(fields: Mapping[str, Any], values: list[Any]) -> dict[str, Any]:
+    """A list of one fact by the seeds, where they are listed as well; else by its places."""
+    seeds = fields.get("seeds")
+    known = seeds if isinstance(seeds, list) and len(seeds) == len(values) else []
+    return {
+        str(s) if type(s) is int else f"run {n}": value
+        for n, (s, value) in enumerate(
+            zip(known or [None] * len(values), values, strict=True), start=1
+        )
+    }
 
 
 def _numbered(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -297,14 +315,10 @@ def _readme(path: Path) -> Iterator[Claimed]:
     for number, line in enumerate(text.splitlines(), start=1):
         opening = opening and not line.startswith("##")
         found = HEADLINE.search(line) if opening else None
-        if found is not None and not LEAST_BPB < float(found[1]) < MOST_BPB:
-            found = None
-        if found is None and not means and MEAN_ROW.match(line):
-            numbers = [
-                each for each in BPB_LIKE.findall(line) if LEAST_BPB < float(each) < MOST_BPB
-            ]
+        texts = [] if found is None else [found[1] or found[2]]
+        if not texts and not means and MEAN_ROW.match(line):
+            texts = BPB_LIKE.findall(line)
             means += 1
-            if len(numbers) == 1:
-                found = BPB_LIKE.search(line)
-        if found is not None:
-            yield Claimed(value=float(found[1]), text=found[1], where=f"README.md:{number}")
+        texts = [text for text in texts if LEAST_BPB < float(text) < MOST_BPB]
+        if len(texts) == 1:
+            yield Claimed(value=float(texts[0]), text=texts[0], where=f"README.md:{number}")

@@ -17,6 +17,7 @@ from sweeper.evidence.publish_runs import FinishedRun, Published
 from sweeper.evidence.record import FILL_IN
 from sweeper.evidence.rules import BUDGET, LIMIT_S, SEEDS
 from sweeper.evidence.submission import hardware, train_seconds
+from sweeper.redact import is_secret, redact
 from sweeper.settings import PATH_NAME, env_text
 from sweeper.stats import Comparison, Summary, bpb_of_nats, summarise
 from sweeper.tables import NO_FULL_SCORE, SUBSET
@@ -34,8 +35,11 @@ COLUMNS: Mapping[str, tuple[Numbers, str]] = {
     "train and Hessians s": (train_seconds, ",.1f"),
     "eval s": (lambda run: run.known("eval_time_s"), ",.1f"),
 }
-# Names of what nobody should publish: WANDB_API_KEY, HF_TOKEN.
-SECRET = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
+# Settings of processes that may change what a run computes, or how fast.
+OF_COMPUTING = re.compile(
+    r"(?:OMP|MKL|OPENBLAS|NCCL|TORCH|PYTORCH|TORCHINDUCTOR|TRITON|CUDA|CUBLAS|GLOO|PYTHONHASHSEED)"
+    r"(?:_|$)"
+)
 WITH_SPREAD = ("val_bpb", "val_loss")
 
 
@@ -203,7 +207,7 @@ def _changes(published: Published) -> Iterator[str]:
     common = {
         name: text
         for name, text in published.trial.env.items()
-        if not _is_path(name) and not SECRET.search(name)
+        if not _is_path(name) and not is_secret(name)
     }
     own = next((t.env for t in published.spec.trials if t.name == published.trial.name), {})
     chosen = {name: text for name, text in common.items() if not own or name in own}
@@ -230,7 +234,7 @@ def _settings(published: Published, heading: str) -> Iterator[str]:
 
 def _reproduce(published: Published, code: Code) -> Iterator[str]:
     spec = published.spec
-    env = {name: text for name, text in published.trial.env.items() if not SECRET.search(name)}
+    env = {n: redact(text) for n, text in published.trial.env.items() if not is_secret(n)}
     # Only what keeps the process contract knows where it is to write.
     by_contract = all(run.result.get("adapter") in (None, "contract") for run in published.runs)
     yield (
@@ -255,11 +259,10 @@ def _reproduce(published: Published, code: Code) -> Iterator[str]:
     ]
     where = ["# Where the data lie: change it to your own."] if paths else []
     yield "\n".join(["```bash", *where, *exports(common), *commands, "```"])
-    secrets = sorted(
-        name for name in {*published.trial.env, *spec.process_env} if SECRET.search(name)
-    )
-    if secrets:
-        yield f"Not told here, to be set by you: {', '.join(f'`{name}`' for name in secrets)}."
+    told = {*env, *_process_env(published), "PYTHONPATH"}
+    left_out = sorted({*published.trial.env, *spec.process_env} - told)
+    if left_out:
+        yield f"Not told here, to be set by you: {', '.join(f'`{name}`' for name in left_out)}."
     if code.exported is not None:
         yield (
             f"`{SCRIPT}` is the training code minified and compressed by `{code.exported}`: what "
@@ -273,11 +276,11 @@ def _process_env(published: Published) -> dict[str, str]:
     resources = spec.resources
     threads = max(1, resources.cpus_per_run // resources.processes)
     no_gpu = {} if resources.gpus_per_run else {"CUDA_VISIBLE_DEVICES": ""}
-    # What it was to import besides lay where it ran.
+    # Of others nobody can tell whether they are anybody's business.
     given = {
-        name: env_text(value)
+        name: redact(env_text(value))
         for name, value in spec.process_env.items()
-        if name != "PYTHONPATH" and not SECRET.search(name)
+        if OF_COMPUTING.match(name) and not is_secret(name)
     }
     return {"OMP_NUM_THREADS": str(threads)} | given | no_gpu
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from sweeper.evidence.sweeps import find_trial, rank0_logs
 from sweeper.layout import AttemptDir, SweepDir
 from sweeper.ledger import Ledger
 from sweeper.logreader import Lines
+from sweeper.redact import find_secret, secret_values
 from sweeper.rows import AttemptRow, AttemptState, RunRow, RunState, TrialRow
 from sweeper.spec import SweepSpec
 from sweeper.stats import Summary, summarise
@@ -193,7 +194,22 @@ def _read_run(sweep: SweepDir, ledger: Ledger, run: RunRow, attempt: AttemptRow)
         directory=AttemptDir(sweep.path / attempt.path),
     )
     _check_log(found, where)
+    spec = ledger.spec
+    tables = [spec.env, spec.process_env, *(trial.env for trial in spec.trials)]
+    _check_secrets(found, {value for table in tables for value in secret_values(table)})
     return found
+
+
+def _check_secrets(run: FinishedRun, secrets: Collection[str]) -> None:
+    """UserError where a log, which is published as it is, holds what nobody should read."""
+    for path in run.logs:
+        for number, line in enumerate(Lines(path).read(whole=True), start=1):
+            found = find_secret(line, secrets)
+            if found is not None:
+                raise UserError(
+                    f"{path}:{number}: {found} stands there, and logs are published as they are; "
+                    "take it out of the log, and change the secret"
+                )
 
 
 def _check_log(run: FinishedRun, where: str) -> None:

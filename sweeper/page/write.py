@@ -14,9 +14,10 @@ from sweeper.layout import SweepDir
 from sweeper.page import parts, runs
 from sweeper.page.facts import Facts, gather
 from sweeper.page.figures import figures
-from sweeper.page.html import Html, join, tag
+from sweeper.page.html import E, Html, join, tag
 from sweeper.page.parts import moment
 from sweeper.page.style import CSS
+from sweeper.redact import secret_values, without
 
 # Section -> as the page's list of contents calls it.
 CONTENTS = {
@@ -46,7 +47,15 @@ def write_page(sweep: SweepDir) -> Path:
 
 def page(sweep: SweepDir, now: float | None = None) -> str:
     """A sweep's page as it is now, whole or not; UserError where there is no sweep."""
-    return render(gather(sweep, now))
+    facts = gather(sweep, now)
+    return without(render(facts), _secrets(facts))
+
+
+def _secrets(facts: Facts) -> frozenset[str]:
+    """The values of secret settings as the page would have them, wherever: logs tell them too."""
+    spec = facts.spec
+    tables = [spec.env, spec.process_env, *(trial.env for trial in spec.trials)]
+    return frozenset(E(value) for table in tables for value in secret_values(table))
 
 
 def render(facts: Facts) -> str:

@@ -229,15 +229,30 @@ def test_of_a_search_only_the_fresh_seeds_are_the_record(own: SweepDir, tmp_path
 
 def test_no_secret_is_published(own: SweepDir, tmp_path: Path) -> None:
     table = spec_of(own).model_dump(by_alias=True, mode="json")
-    table["process_env"] |= {"WANDB_API_KEY": "verysecret", "NCCL_DEBUG": "WARN"}
+    names = ("DB_PASS", "GITHUB_PAT", "NGROK_AUTHTOKEN", "WANDB_API_KEY", "WHATEVER")
+    table["process_env"] |= dict.fromkeys(names, "verysecret") | {
+        "HTTPS_PROXY": "http://me:verysecret@proxy",
+        "NCCL_DEBUG": "WARN",
+    }
     text = SweepSpec.model_validate(table).model_dump_json(by_alias=True)
     with closing(Ledger.open_for_writing(own.ledger, spec_of(own))) as ledger:
         ledger.db.execute("UPDATE sweep SET spec = ?", (text,))
     out = publish(own, LOW, tmp_path / "out")
     said = (out / "README.md").read_text()
-    assert "Not told here, to be set by you: `WANDB_API_KEY`." in said
+    listed = ", ".join(f"`{name}`" for name in sorted([*names, "HTTPS_PROXY", "LOG_FORMAT"]))
+    assert f"Not told here, to be set by you: {listed}." in said
     assert "export NCCL_DEBUG=WARN" in said
     assert not [path for path in out.iterdir() if b"verysecret" in path.read_bytes()]
+    # A log is published as it is, or not at all.
+    log = own.attempt(0, LOW, 1, 1).stdout
+    for line in ("logged in with verysecret", "HF_TOKEN=hf_abcdef", "s3://me:secret@host/x"):
+        before = log.read_text()
+        log.write_text(f"{before}{line}\n")
+        place = rf"{log.name}:{before.count(chr(10)) + 1}: "
+        with pytest.raises(UserError, match=place):
+            publish(own, LOW, tmp_path / "again")
+        log.write_text(before)
+    assert not (tmp_path / "again").exists()
 
 
 def test_what_is_no_record_is_refused_with_the_reason(own: SweepDir, tmp_path: Path) -> None:

@@ -157,7 +157,6 @@ def test_a_folder_becomes_a_sweep_of_its_script(
     assert spec.trial_env(trial) == {
         "DATA_PATH": str(Path.cwd() / "mine"),
         "ITERATIONS": "4",
-        "LOG_FORMAT": "b",
         "MATRIX_LR": "0.02",
     }
     assert spec.process_env == {"OMP_NUM_THREADS": "1"}

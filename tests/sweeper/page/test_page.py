@@ -22,7 +22,6 @@ from sweeper.page import figures, logs, runs
 from sweeper.page.facts import ALPHA, gather, judge
 from sweeper.page.figures import lanes_of
 from sweeper.page.html import E
-from sweeper.page.runs import without_secrets
 from sweeper.page.write import page, policy, write_page
 from sweeper.rows import AttemptState, RunState
 from sweeper.stats import summarise, welch
@@ -311,23 +310,7 @@ def test_the_spec_is_there_without_what_is_secret(sweep: SweepDir) -> None:
     assert "NCCL_DEBUG = &quot;INFO&quot;" in shown
     assert "hf_abc" not in shown
     assert "pw123" not in shown
-    assert "postgresql://me:…@db/x" in shown
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ('WANDB_API_KEY = "abc"', 'WANDB_API_KEY = "…"'),
-        ('  "aws_secret_access_key"="abc"', '  "aws_secret_access_key"="…"'),
-        ('HF_TOKEN = """a\nb""" # "c"', 'HF_TOKEN = "…" # "c"'),
-        ('{"HF_TOKEN": "a\\"b", "LR": "c"}', '{"HF_TOKEN": "…", "LR": "c"}'),
-        ("TRAIN_BATCH_TOKENS = 2048", "TRAIN_BATCH_TOKENS = 2048"),
-        ('env = { HF_TOKEN = "abc", LR = 1 }', 'env = { HF_TOKEN = "…", LR = 1 }'),
-        ('url = "https://host/x"', 'url = "https://host/x"'),
-    ],
-)
-def test_secrets_are_told_by_their_names(line: str, expected: str) -> None:
-    assert without_secrets(line) == expected
+    assert "postgresql://…@db/x" in shown
 
 
 @pytest.mark.usefixtures("unpictured")

@@ -1,0 +1,160 @@
+"""The table of results in a README.md: what it claims of each seed, of their mean and spread.
+
+Read by its columns, since other records' tables and other metrics' columns lie beside. A table
+counts where it has a row for a seed of the record; the first such one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sweeper.evidence.claims import LEAST_BPB, MOST_BPB, MOST_BYTES
+from sweeper.evidence.record import Claimed
+
+SCORE = re.compile(r"bp[bp]\b|\bscore\b|bpb", re.IGNORECASE)
+OTHER_SCORE = re.compile(
+    r"pre\b|pre[-_ ]?quant|before|gap|delta|Δ|diff|gain|\bvs\b|std|σ|±|base|raw|\bema\b|float"
+    r"|\bfp\d|improve|degrad|step|train|artifact|bytes",
+    re.IGNORECASE,
+)
+SEED = re.compile(r"\bseed\b", re.IGNORECASE)
+SEED_CELL = re.compile(r"^(?:seed)?[\s_=:#-]*(\d{1,10})(?![\d.,])", re.IGNORECASE)
+MEAN = re.compile(r"^(?:\d+[- ]seed )?(?:mean|average|avg)\b", re.IGNORECASE)
+STD = re.compile(r"\bstd|\bst\.? ?dev|standard deviation|^σ", re.IGNORECASE)
+RULER = re.compile(r"^\|?[\s:|-]+\|[\s:|-]*$")
+NUMBER = re.compile(r"^(\d\.\d{1,12}|\d)(?![\d.])")
+SPREAD_IN_CELL = re.compile(r"(?:±|\+/-|\bstd[:= ]*)\s*(\d\.\d{2,12})", re.IGNORECASE)
+# Of a sentence that gives the mean, or ends with it: "std 0.0004", "± 0.00970".
+SPREAD_IN_TEXT = re.compile(
+    r"(?:\bstd(?: ?dev)?\b[\s:=*`]{1,4}|±\s*)(0\.\d{2,12})(?!\d)", re.IGNORECASE
+)
+PLAIN = str.maketrans("", "", "*`~")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of scores; each claim stands at README.md:LINE."""
+
+    name: str
+    seeds: Mapping[int, Claimed]
+    means: tuple[Claimed, ...] = ()
+    stds: tuple[Claimed, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readme:
+    """The columns of scores in the table of results, and spreads named before the first section.
+
+    `lines` are the table's, from its first to its last; empty where there is no such table.
+    """
+
+    columns: tuple[Column, ...] = ()
+    stds: tuple[Claimed, ...] = ()
+    lines: range = field(default_factory=lambda: range(0))
+
+    def column(self, scores: Mapping[int, Sequence[float]]) -> Column | None:
+        """The column that is the record's score: in which most seeds are as logged.
+
+        Where none agrees at all it is the one that is called val_bpb, else the last, as the final
+        metric usually is.
+        """
+        if not self.columns:
+            return None
+
+        def rank(place: int) -> tuple[int, bool, int]:
+            claims = self.columns[place]
+            hits = sum(
+                any(claim.agrees(score) for score in scores.get(seed, ()))
+                for seed, claim in claims.seeds.items()
+            )
+            return hits, "val_bpb" in claims.name.lower(), place
+
+        return self.columns[max(range(len(self.columns)), key=rank)]
+
+
+def read_readme(path: Path | None, seeds: Collection[int]) -> Readme:
+    """What a README's table claims of these seeds; nothing where there is no such file."""
+    if path is None:
+        return Readme()
+    try:
+        with path.open("rb") as file:
+            lines = file.read(MOST_BYTES).decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return Readme()
+    stds = tuple(_stds_in_opening(lines))
+    for rows in _tables(lines):
+        columns = tuple(_columns(rows, seeds))
+        if columns:
+            return Readme(columns=columns, stds=stds, lines=range(rows[0][0], rows[-1][0] + 1))
+    return Readme(stds=stds)
+
+
+def _stds_in_opening(lines: Sequence[str]) -> Iterator[Claimed]:
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("##"):
+            return
+        if not line.lstrip().startswith("|"):
+            found = SPREAD_IN_TEXT.search(line)
+            if found is not None:
+                yield _claim(found[1], number)
+
+
+Row = tuple[int, list[str]]  # its line, its cells
+
+
+def _tables(lines: Sequence[str]) -> Iterator[list[Row]]:
+    """The tables of a text, each with its header first and without the ruler below it."""
+    rows: list[Row] = []
+    for number, line in enumerate([*lines, ""], start=1):
+        text = line.strip()
+        if text.startswith("|") or (rows and "|" in text):
+            if not RULER.match(text):
+                cells = text.strip("|").split("|")
+                rows.append((number, [cell.translate(PLAIN).strip(" _") for cell in cells]))
+        elif rows:
+            yield rows
+            rows = []
+
+
+def _columns(rows: Sequence[Row], seeds: Collection[int]) -> Iterator[Column]:
+    """The columns of scores of a table that has a row for one of the seeds."""
+    header = rows[0][1]
+    at = next((place for place, cell in enumerate(header) if SEED.search(cell)), None)
+    named = 0 if at is None else at
+    for place, cell in enumerate(header):
+        if place == named or not SCORE.search(cell) or OTHER_SCORE.search(cell):
+            continue
+        column = _column(cell, place, named, rows[1:], need_word=at is None)
+        if column.seeds.keys() & set(seeds):
+            yield column
+
+
+def _column(name: str, place: int, named: int, rows: Sequence[Row], *, need_word: bool) -> Column:
+    of_seeds: dict[int, Claimed] = {}
+    means: list[Claimed] = []
+    stds: list[Claimed] = []
+    for line, cells in rows:
+        if place >= len(cells) or named >= len(cells):
+            continue
+        label, cell = cells[named], cells[place]
+        number, spread = NUMBER.match(cell), SPREAD_IN_CELL.search(cell)
+        seed = SEED_CELL.match(label)
+        if STD.search(label) and not MEAN.match(label):
+            if number is not None:
+                stds.append(_claim(number[1], line))
+        elif number is None or not LEAST_BPB < float(number[1]) < MOST_BPB:
+            continue
+        elif MEAN.match(label):
+            means.append(_claim(number[1], line))
+            if spread is not None:
+                stds.append(_claim(spread[1], line))
+        elif seed is not None and (not need_word or SEED.search(label) or label.isdecimal()):
+            of_seeds.setdefault(int(seed[1]), _claim(number[1], line))
+    return Column(name=name, seeds=of_seeds, means=tuple(means), stds=tuple(stds))
+
+
+def _claim(text: str, line: int) -> Claimed:
+    return Claimed(value=float(text), text=text, where=f"README.md:{line}")

@@ -1,0 +1,83 @@
+"""What nobody should read: values of secret settings, and passwords in URLs.
+
+TOKENS are this field's unit (TRAIN_BATCH_TOKENS): only a single token is a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+MASK = "…"
+# Words of a name, in its parts: WANDB_API_KEY, GITHUB_PAT, NGROK_AUTHTOKEN, DB_PASS.
+SECRET_WORDS = frozenset(
+    {
+        *("key", "apikey", "keys", "token", "authtoken", "accesstoken", "secret", "secrets"),
+        *("password", "passwd", "passphrase", "pass", "pwd", "pat", "auth", "authorization"),
+        *("credential", "credentials", "cookie", "bearer"),
+    }
+)
+# Tokens that are no unit: of a person.
+SECRET_TOKENS = re.compile(r"^(?:my|hf|api|auth|access|github|wandb|bot|user)_tokens?$")
+UNITS = re.compile(r"(?:^|_)tokens?_(?:per|a|in|batch|count|budget|path|file|dir|freq|embed)")
+# Ends of names that are of something else: an embedding's key, a path to a key's file.
+NO_SECRETS = frozenset({"num_key", "kv_key", "pass_through", "one_pass", "two_pass"})
+IN_URL = re.compile(r"(?<=://)[^\s/@:]*:[^\s@]+(?=@[\w.-])|(?<=://)[^\s/@:]+(?=@[\w.-])")
+PAIR = re.compile(
+    r"""(?P<start>["']?(?P<name>[A-Za-z][\w.-]*)["']?\s*[:=]\s*)"""
+    r"""(?P<value>\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'"""
+    r"""|(?:[Bb]earer\s+|[Bb]asic\s+)?[^\s,;"']+)""",
+    re.DOTALL,
+)
+SHORTEST = 6  # characters of a value that is looked for anywhere: others are words
+
+
+def secret_values(settings: Mapping[str, object]) -> frozenset[str]:
+    """The values of the settings that are secret."""
+    return frozenset(str(value) for name, value in settings.items() if is_secret(name))
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value of a setting of this name is nobody's business."""
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
+    if SECRET_TOKENS.fullmatch(re.sub(r"_\d+$", "", text)):
+        return True
+    if text in NO_SECRETS or UNITS.search(text):
+        return False
+    parts = [part for part in re.split(r"[^a-z]+", text) if part]
+    return any(part in SECRET_WORDS for part in parts)
+
+
+def redact(text: str, values: Collection[str] = ()) -> str:
+    """A text without secrets: of `NAME=value` and `"name": "value"` by their names, passwords in
+    URLs, and the given values wherever they stand.
+    """
+    return without(IN_URL.sub(MASK, PAIR.sub(_masked, text)), values)
+
+
+def without(text: str, values: Collection[str]) -> str:
+    """A text without the given values; those that are short may be words of it, and stay."""
+    for value in sorted((v for v in values if len(v) >= SHORTEST), key=len, reverse=True):
+        text = text.replace(value, MASK)
+    return text
+
+
+def find_secret(text: str, values: Collection[str] = ()) -> str | None:
+    """What in a line of a log is surely a secret: one of the values, `NAME=…` of the environment, a
+    password in a URL. What is only named so in prose may be anything.
+    """
+    for pair in PAIR.finditer(text):
+        value = pair["value"].strip("\"'")
+        if pair["name"].isupper() and is_secret(pair["name"]) and len(value) >= SHORTEST:
+            return pair["name"]
+    if ":" in text and (url := IN_URL.search(text)) is not None and ":" in url[0]:
+        return "a password in a URL"
+    found = any(value in text for value in values if len(value) >= SHORTEST)
+    return "the value of a secret setting" if found else None
+
+
+def _masked(pair: re.Match[str]) -> str:
+    if not is_secret(pair["name"]):
+        return pair[0]
+    quote = pair["value"][0] if pair["value"][0] in "\"'" else ""
+    return f"{pair['start']}{quote}{MASK}{quote}"
