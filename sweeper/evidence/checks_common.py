@@ -28,8 +28,13 @@ def claims_by_run(
         if seed is None:
             yield key, claims, record.counted
             continue
-        mine = [run for run in record.counted if run.seed == seed]
-        yield key, claims, mine or [r for r in record.counted if seed_in_name(r.path.stem) == seed]
+        yield key, claims, runs_of(record, seed)
+
+
+def runs_of(record: Record, seed: int) -> list[LoggedRun]:
+    """The counted runs of a seed; by the name of the log where no log has the seed."""
+    mine = [run for run in record.counted if run.seed == seed]
+    return mine or [run for run in record.counted if seed_in_name(run.path.stem) == seed]
 
 
 def read_text(path: Path | None) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
-from sweeper.evidence.checks_common import claims_by_run, off_by_one_digit
+from sweeper.evidence.checks_common import claims_by_run, off_by_one_digit, runs_of
+from sweeper.evidence.choose import seed_in_name
+from sweeper.evidence.readme import read_readme
 from sweeper.evidence.record import Claimed, LoggedRun, Record
 from sweeper.evidence.rules import (
     Context,
     Said,
+    Status,
     failed,
     not_said,
     passed,
@@ -20,8 +24,10 @@ from sweeper.evidence.rules import (
     warned,
 )
 from sweeper.logreader import Lines
+from sweeper.scores import Kind
 
 FEWEST_DIGITS = 4  # of a claimed score: with fewer it says less than the spread of seeds
+ROUNDED = 1e-4  # by which a score may differ from itself with four digits
 STEP = re.compile(r"^(?:step:)?\d+(?:/\d+)? +val_loss")  # a validation during training
 
 
@@ -41,19 +47,42 @@ def headline(context: Context) -> Iterator[Said]:
         yield unknown(f"no val_bpb is claimed; the runs' mean is {mean:.8f}")
     else:
         yield _mean(claim.val_bpb, mean, record)
-    readme = [_mean(each, mean, record) for each in claim.readme]
-    agree = any(status == "pass" for status, _ in readme)
-    for status, evidence in readme:
+    table = results_of(record)
+    in_table = {f"README.md:{line}" for line in table.lines}
+    opening = [each for each in claim.readme if each.where not in in_table]
+    readme = [_mean(each, mean, record) for each in opening]
+    agree = any(status is Status.PASS for status, _ in readme)
+    for each, (status, evidence) in zip(opening, readme, strict=True):
         # Further numbers may be of something else; one of them must be the mean.
-        yield (
-            warned(evidence.text, _at(claim.readme, evidence.line))
-            if agree and status == "fail"
-            else (status, evidence)
-        )
+        spare = agree and status is Status.FAIL
+        yield warned(evidence.text, each) if spare else (status, evidence)
+    for each in table.means:
+        yield _mean(each, mean, record)
 
 
-def _at(claims: tuple[Claimed, ...], line: int | None) -> Claimed | None:
-    return next((claim for claim in claims if claim.where.endswith(f":{line}")), None)
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What README.md claims in its table of results; `stds` are those of its opening as well."""
+
+    seeds: Mapping[int, Claimed]
+    means: tuple[Claimed, ...]
+    stds: tuple[Claimed, ...]
+    lines: range
+
+
+def results_of(record: Record) -> Results:
+    """README.md's table of results, by the column that is the record's score."""
+    scores: dict[int, list[float]] = {seed: [] for seed in record.claim.seeds}
+    for run in record.runs:
+        seed = run.seed if run.seed is not None else seed_in_name(run.path.stem)
+        if seed is not None and run.val_bpb is not None:
+            scores.setdefault(seed, []).append(run.val_bpb)
+    readme = read_readme(record.readme, scores)
+    column = readme.column(scores)
+    if column is None:
+        return Results(seeds={}, means=(), stds=readme.stds, lines=readme.lines)
+    stds = (*readme.stds, *column.stds)
+    return Results(seeds=column.seeds, means=column.means, stds=stds, lines=readme.lines)
 
 
 def _mean(claim: Claimed, mean: float, record: Record) -> Said:
@@ -149,6 +178,12 @@ def seed_scores(context: Context) -> Iterator[Said]:
             mine = [each for run in runs if (each := value(run)) is not None]
             others = [run for run in context.record.counted if run not in runs]
             yield _seed_score(claim, key, name, mine, [(run, value(run)) for run in others])
+    for seed, claim in results_of(context.record).seeds.items():
+        held = True
+        runs = runs_of(context.record, seed)
+        mine = [run.val_bpb for run in runs if run.val_bpb is not None]
+        others = [(run, run.val_bpb) for run in context.record.counted if run not in runs]
+        yield _seed_score(claim, f"seed {seed}", "val_bpb", mine, others)
     if not held:
         yield passed("no scores are claimed seed by seed")
 
@@ -183,7 +218,8 @@ def _seed_score(
 )
 def spread(context: Context) -> Iterator[Said]:
     record, claim = context.record, context.record.claim
-    if claim.val_bpb_std is None and claim.val_bpb_std_population is None:
+    readme = results_of(record).stds
+    if claim.val_bpb_std is None and claim.val_bpb_std_population is None and not readme:
         yield passed("no standard deviation is claimed")
         return
     if not all(map(math.isfinite, record.scores)):
@@ -195,6 +231,8 @@ def spread(context: Context) -> Iterator[Said]:
         return
     if claim.val_bpb_std is not None:
         yield _spread(claim.val_bpb_std, sample, population, record)
+    for each in readme:
+        yield _spread(each, sample, population, record)
     if (named := claim.val_bpb_std_population) is not None:
         text = f"{named.text} claimed as the population's, it is {population:.8f}"
         yield (passed if named.agrees(population) else failed)(text, named)
@@ -203,7 +241,9 @@ def spread(context: Context) -> Iterator[Said]:
 def _spread(claim: Claimed, sample: float, population: float, record: Record) -> Said:
     text = f"{claim.text} claimed, that of the sample is {sample:.8f}"
     if claim.agrees(sample):
-        return passed(text, claim)
+        coarse = claim.agrees(population) and not claim.where.startswith("README.md")
+        text += ": too coarse to tell it from the population's" if coarse else ""
+        return (warned if coarse else passed)(text, claim)
     digits = {4, *(c["val_bpb"].digits for c in record.claim.per_seed.values() if "val_bpb" in c)}
     if any(claim.agrees(each) for each in _of_rounded(record.scores, digits)):
         return warned(f"{text}: it is that of the rounded scores", claim)
@@ -234,5 +274,17 @@ def metric(context: Context) -> Iterator[Said]:
         elif run.headline != run.facts.headline and run.facts.headline is not None:
             text = f"the claim is {run.headline}; the log also has {run.facts.headline}"
             yield warned(text, run, "val_bpb")
+        elif _is_before_quantisation(run):
+            text = f"{run.headline} {run.val_bpb_text} is the score before quantisation; after it"
+            yield failed(f"{text} the log has {run.facts.quant_val_bpb:g}", run, "val_bpb")
         else:
             yield passed(f"{run.headline} {run.val_bpb_text}", run, "val_bpb")
+
+
+def _is_before_quantisation(run: LoggedRun) -> bool:
+    """Whether a log sums up the score of the model that it then quantised, and that lost by it."""
+    before, after = run.facts.prequant_val_bpb, run.facts.quant_val_bpb
+    if run.metric != Kind.SUMMARY.value or None in (before, after, run.val_bpb):
+        return False
+    assert before is not None and after is not None and run.val_bpb is not None
+    return abs(run.val_bpb - before) < ROUNDED <= after - run.val_bpb

@@ -16,7 +16,7 @@ from sweeper.evidence.record import Claimed
 
 SCORE = re.compile(r"bp[bp]\b|\bscore\b|bpb", re.IGNORECASE)
 OTHER_SCORE = re.compile(
-    r"pre\b|pre[-_ ]?quant|before|gap|delta|Δ|diff|gain|\bvs\b|std|σ|±|base|raw|\bema\b|float"
+    r"pre\b|pre[-_ ]?quant|before|gap|delta|Δ|diff|gain|\bvs\b|base|raw|\bema\b|float|^std|^σ"
     r"|\bfp\d|improve|degrad|step|train|artifact|bytes",
     re.IGNORECASE,
 )
@@ -26,11 +26,9 @@ MEAN = re.compile(r"^(?:\d+[- ]seed )?(?:mean|average|avg)\b", re.IGNORECASE)
 STD = re.compile(r"\bstd|\bst\.? ?dev|standard deviation|^σ", re.IGNORECASE)
 RULER = re.compile(r"^\|?[\s:|-]+\|[\s:|-]*$")
 NUMBER = re.compile(r"^(\d\.\d{1,12}|\d)(?![\d.])")
-SPREAD_IN_CELL = re.compile(r"(?:±|\+/-|\bstd[:= ]*)\s*(\d\.\d{2,12})", re.IGNORECASE)
-# Of a sentence that gives the mean, or ends with it: "std 0.0004", "± 0.00970".
-SPREAD_IN_TEXT = re.compile(
-    r"(?:\bstd(?: ?dev)?\b[\s:=*`]{1,4}|±\s*)(0\.\d{2,12})(?!\d)", re.IGNORECASE
-)
+# What follows ± may be an interval: it counts where the words beside say that it is none.
+AROUND = re.compile(r"(?:±|\+/-)\s*(\d\.\d{2,12})(?!\d)")
+SPREAD = re.compile(r"\bstd(?: ?dev)?\b[\s:=*`]{1,4}(0\.\d{2,12})(?!\d)", re.IGNORECASE)
 PLAIN = str.maketrans("", "", "*`~")
 
 
@@ -97,7 +95,7 @@ def _stds_in_opening(lines: Sequence[str]) -> Iterator[Claimed]:
         if line.startswith("##"):
             return
         if not line.lstrip().startswith("|"):
-            found = SPREAD_IN_TEXT.search(line)
+            found = SPREAD.search(line) or (AROUND.search(line) if STD.search(line) else None)
             if found is not None:
                 yield _claim(found[1], number)
 
@@ -140,7 +138,7 @@ def _column(name: str, place: int, named: int, rows: Sequence[Row], *, need_word
         if place >= len(cells) or named >= len(cells):
             continue
         label, cell = cells[named], cells[place]
-        number, spread = NUMBER.match(cell), SPREAD_IN_CELL.search(cell)
+        number, spread = NUMBER.match(cell), AROUND.search(cell)
         seed = SEED_CELL.match(label)
         if STD.search(label) and not MEAN.match(label):
             if number is not None:
@@ -149,7 +147,7 @@ def _column(name: str, place: int, named: int, rows: Sequence[Row], *, need_word
             continue
         elif MEAN.match(label):
             means.append(_claim(number[1], line))
-            if spread is not None:
+            if spread is not None and (STD.search(label) or STD.search(name)):
                 stds.append(_claim(spread[1], line))
         elif seed is not None and (not need_word or SEED.search(label) or label.isdecimal()):
             of_seeds.setdefault(int(seed[1]), _claim(number[1], line))

@@ -253,6 +253,8 @@ def _caution(page: Facts) -> Html:
         doubt = best.doubt(page.metric)
         if doubt is not None:
             lines.append(f"{best.name} is not a result: {doubt}.")
+        if best.row["n"] == 1:
+            lines.append("One seed: no spread and no interval; the next may say something else.")
         if is_partial(best.row["metric"]):
             lines.append("Scored on a subset of the validation tokens: not a full score.")
         if best.row["resumed"]:

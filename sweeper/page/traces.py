@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeper import pace
 from sweeper.adapters import Interval
 from sweeper.contract import Event
 from sweeper.curves import read_curve
@@ -17,9 +18,7 @@ from sweeper.logreader import Lines, RunReader, find_logs, read_log
 from sweeper.phases import number
 
 POINTS = 240  # of a line: more cannot be seen in a picture of this size
-# An interval between two reports counts as a stall where its steps took so many times the run's
-# median, of so many intervals at least. Recurrence makes steps slower as well, but less.
-STALL, FEWEST = 2.0, 5
+FEWEST = 5  # intervals of which there is a median worth the name
 # As the recipe and the field's scripts say that layers run again from now on.
 ONSET = re.compile(
     r"^(?:recurrence:activated at step (\d{1,12})\b|layer_loop:enabled step:(\d{1,12})\b)"
@@ -53,12 +52,10 @@ class Trace:
 
     @property
     def stalls(self) -> tuple[Interval, ...]:
-        """The intervals that took far longer than the run's others, the longest first."""
-        usual = self.usual_ms
-        if not usual:
+        """The intervals in which time was lost, the longest first."""
+        if self.usual_ms is None:
             return ()
-        slow = [each for each in self.intervals if each.step_ms > STALL * usual]
-        return tuple(sorted(slow, key=lambda each: -each.ms))
+        return tuple(sorted(pace.stalls(self.intervals), key=lambda each: -each.ms))
 
     @property
     def lost_ms(self) -> float:

@@ -134,8 +134,8 @@ class TestRealFolders:
     def test_spread(self, name: str) -> None:
         matches = self.truth(name)["verdict"]["claimed_std_matches"]
         finding = found_in(name)["spread"]
-        if matches is None:
-            assert finding.status in ("unknown", "pass")
+        if matches is None:  # such as two digits, of scores that had been rounded before
+            assert finding.status is not Status.FAIL
         elif matches["verdict"] == "sample":
             assert finding.status in ("pass", "warn")
         else:

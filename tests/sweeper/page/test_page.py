@@ -300,6 +300,40 @@ def test_a_log_is_no_longer_than_its_lines_and_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unpictured")
+def test_one_seed_is_told_to_be_one(tmp_path: Path) -> None:
+    trials = [{"name": "low", "env": {"LR": 1}}]
+    text = page(make_sweep(tmp_path, two_trials, seeds=[42], trial=trials))
+    assert "One seed: no spread and no interval" in text
+    assert "One seed:" not in page(make_sweep(tmp_path / "three", two_trials))
+
+
+@pytest.mark.usefixtures("unpictured")
+@pytest.mark.parametrize("facts", ['{"code": "x"}', '{"versions": ["y"]}', "[]", "{", "null"])
+def test_what_a_sweep_was_made_of_may_be_lost(sweep: SweepDir, facts: str) -> None:
+    assert not sweep.resolved_spec.exists()
+    sweep.resolved_spec.write_text(facts)
+    text = page(sweep)
+    sweep.resolved_spec.unlink()
+    assert "byte budget" in part(text, "made-of")
+
+
+@pytest.mark.usefixtures("unpictured")
+def test_no_secret_is_told_anywhere(tmp_path: Path) -> None:
+    trials = [
+        {"name": name, "env": {"HF_TOKEN": f"hf_{name}SECRET", "TRAIN_BATCH_TOKENS": 1234}}
+        for name in ("low", "high")
+    ]
+    sweep = make_sweep(tmp_path, two_trials, trial=trials)
+    for log in sweep.path.rglob("stdout.log"):
+        log.write_text("logged in as hf_lowSECRET\nWANDB_KEY=abcdefgh\nhttp://me:pw@host/x\n")
+    text = page(sweep)
+    assert "logged in as" in text
+    assert "1234" in text
+    for secret in ("hf_lowSECRET", "hf_highSECRET", "abcdefgh", "me:pw"):
+        assert secret not in text, secret
+
+
+@pytest.mark.usefixtures("unpictured")
 def test_the_spec_is_there_without_what_is_secret(sweep: SweepDir) -> None:
     spec = (
         'name = "shown"\n[process_env]\nHF_TOKEN = "hf_abc"\nNCCL_DEBUG = "INFO"\n'

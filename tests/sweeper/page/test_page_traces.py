@@ -50,13 +50,18 @@ def test_what_is_no_number_is_passed_over(tmp_path: Path) -> None:
     assert (trace.rates, times(trace)) == ((), [(0, 5, 100.0)])
 
 
-def test_a_stall_is_what_took_far_longer_than_the_runs_median(tmp_path: Path) -> None:
+def test_a_stall_is_what_has_lost_time(tmp_path: Path) -> None:
     events = [step(n, 100.0 * n + (5_000 if n > 50 else 0)) for n in range(10, 101, 10)]
     trace = trace_of(tmp_path, *events)
     assert [(each.begin, each.end) for each in trace.stalls] == [(50, 60)]
     assert trace.usual_ms == 100.0
     assert (trace.lost_ms, trace.lost_share) == (5_000.0, 5_000.0 / 15_000.0)
     assert trace_of(tmp_path / "few", step(1, 100), step(2, 9000)).stalls == ()
+    # Slower for good, as where recurrence begins, and less than a second: no stalls.
+    slower = [step(n, 100.0 * n + 150.0 * max(0, n - 50)) for n in range(10, 101, 10)]
+    assert trace_of(tmp_path / "slower", *slower).stalls == ()
+    short = [step(n, 100.0 * n + (900 if n > 50 else 0)) for n in range(10, 101, 10)]
+    assert trace_of(tmp_path / "short", *short).stalls == ()
 
 
 def test_recurrence_begins_where_the_log_says(tmp_path: Path) -> None:
