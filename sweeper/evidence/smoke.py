@@ -15,6 +15,7 @@ import re
 import selectors
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sweeper.errors import UserError
 from sweeper.evidence.unpack import unpack
@@ -96,6 +99,8 @@ def smoke(
     `timeout` is in seconds of wall clock, for all of it. `memory_bytes` is on top of what Python
     and torch take.
     """
+    if not (math.isfinite(timeout) and timeout > 0):
+        raise UserError(f"--timeout {timeout:g}: must be a number of seconds above 0")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give the path of a train_gpt.py")
     if path.stat().st_size > MOST_BYTES:
@@ -207,23 +212,23 @@ class _Run:
             selector.register(child.stdout, selectors.EVENT_READ, self._take_output)
             selector.register(tell, selectors.EVENT_READ, self._take_told)
             checked = time.monotonic()
-            while selector.get_map():
+            while self.ended_by is None:
                 now = time.monotonic()
                 if now >= deadline:
                     self.ended_by = f"it took longer than {self.timeout:g} s"
+                elif selector.get_map():
+                    for key, _ in selector.select(min(POLL_SECONDS, deadline - now)):
+                        data = os.read(key.fd, 1 << 16)
+                        if not data:
+                            selector.unregister(key.fileobj)
+                        key.data(data)
+                elif _has_ended(child, min(POLL_SECONDS, deadline - now)):
                     return
-                for key, _ in selector.select(min(POLL_SECONDS, deadline - now)):
-                    data = os.read(key.fd, 1 << 16)
-                    if not data:
-                        selector.unregister(key.fileobj)
-                    key.data(data)
                 if now - checked > 5 * POLL_SECONDS:
                     checked = now
-                    if _size(self.script.parent) > SCRATCH_BYTES:
+                    written = _size(self.script.parent) + _unlinked(child.pid)
+                    if written > SCRATCH_BYTES:
                         self.ended_by = f"it wrote more than {SCRATCH_BYTES >> 20} MiB"
-                        return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(max(0.1, deadline - time.monotonic()))
 
     def _take_output(self, data: bytes) -> None:
         self.printed += len(data)
@@ -281,6 +286,30 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.stdout.close()
 
 
+def _has_ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether it ends within so many seconds; one that closed its output may still be at work."""
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _unlinked(pid: int) -> int:
+    """Bytes of files that a process and those below it hold open, and that are in no folder."""
+    sizes: dict[tuple[int, int], int] = {}
+    with contextlib.suppress(psutil.Error):
+        first = psutil.Process(pid)
+        for process in [first, *first.children(recursive=True)]:
+            with contextlib.suppress(OSError):
+                for number in os.listdir(f"/proc/{process.pid}/fd"):
+                    with contextlib.suppress(OSError):
+                        found = os.stat(f"/proc/{process.pid}/fd/{number}")
+                        if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+                            sizes[found.st_dev, found.st_ino] = 512 * found.st_blocks
+    return sum(sizes.values())
+
+
 def _size(folder: Path) -> int:
     """Bytes in a folder, as far as 10,000 files go."""
     total = 0
@@ -304,7 +333,8 @@ def _objects(told: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _stage(said: Mapping[str, Any]) -> Stage:
-    if said.get("done") is True and said.get("error") is None:
+    scored = _number(said.get("loss")) is not None and _text(said.get("model")) is not None
+    if said.get("done") is True and said.get("error") is None and scored:
         return Stage.DONE
     try:
         return Stage(str(said.get("stage", Stage.START)))
@@ -332,7 +362,10 @@ def _texts(value: object) -> list[str]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # A whole number may be of any length.
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def _whole(value: object) -> int | None:

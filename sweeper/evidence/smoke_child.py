@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ def _work(request: Mapping[str, Any], teller: Teller, held: list[str]) -> None:
             held.append("Landlock: writes in its own folder alone")
         else:
             notes.append("Landlock is not to be had here: native code may write elsewhere")
+        if lockdown.drop_capabilities():
+            held.append("no privileges")
         if lockdown.confine_calls():
             held.append("seccomp: no processes, sockets or signals")
         else:
@@ -93,7 +95,7 @@ def _work(request: Mapping[str, Any], teller: Teller, held: list[str]) -> None:
         held += ["limits of memory, CPU time and file sizes", "audit hooks"]
         lockdown.watch(folder, refused)
         teller.say(held=held, notes=notes)
-        _try(Path(request["script"]), teller)
+        _try(Path(request["script"]), teller, notes)
         teller.say(done=True, refused=refused)
     except BaseException as error:
         with contextlib.suppress(BaseException):
@@ -132,7 +134,7 @@ def _trace() -> str:
 # ---- the script
 
 
-def _try(script: Path, teller: Teller) -> None:
+def _try(script: Path, teller: Teller, notes: Sequence[str]) -> None:
     teller.say(stage="import")
     started = time.perf_counter()
     module = types.ModuleType(MODULE)
@@ -147,14 +149,15 @@ def _try(script: Path, teller: Teller) -> None:
     settings = _settings(module)
     values = _values(settings)
     model = _build(module, settings, values)
-    vocabulary = int(_first(values, NAMES["vocab_size"]) or _embedded(model))
-    facts = {name: _first(values, NAMES[name]) for name in NAMES}
+    shape, doubts = _shape({name: _first(values, NAMES[name]) for name in NAMES}, model)
+    vocabulary = shape["vocab_size"] or _embedded(model)
     parameters = sum(each.numel() for each in model.parameters())
     teller.say(
-        **{**facts, "vocab_size": vocabulary},
+        **{**shape, "vocab_size": vocabulary},
         settings=None if settings is None else type(settings).__name__,
         model=type(model).__name__,
         parameters=parameters,
+        notes=[*notes, *doubts],
     )
     teller.say(stage="forward")
     loss = _forward(model, vocabulary)
@@ -213,9 +216,37 @@ def _values(settings: Any) -> dict[str, Any]:
 
 def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
-        if isinstance(values.get(name), int):
+        if isinstance(values.get(name), int) and not isinstance(values[name], bool):
             return int(values[name])
     return None
+
+
+def _shape(said: Mapping[str, int | None], model: Any) -> tuple[dict[str, int | None], list[str]]:
+    """The model's dimensions as the settings say them, where the model bears them out.
+
+    Where it does not, what the model has stands instead, and a note says so.
+    """
+    from torch import nn
+
+    sizes = {size for each in model.parameters() for size in each.shape}
+    tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
+    largest = max(tables, key=lambda each: each.num_embeddings, default=None)
+    lists = [len(each) for each in model.modules() if isinstance(each, nn.ModuleList)]
+    own: dict[str, int | None] = {
+        "vocab_size": None if largest is None else largest.num_embeddings,
+        "dim": None if largest is None else largest.embedding_dim,
+        "layers": max(lists, default=None),
+    }
+    shape, doubts = dict(said), []
+    for name, found in own.items():
+        asked = said.get(name)
+        # A network may have its layers in two lists, or its tables in parameters of their own.
+        there = asked in lists or asked == sum(lists) if name == "layers" else asked in sizes
+        if asked is None or not there:
+            shape[name] = found
+        if asked is not None and not there:
+            doubts.append(f"{name} is {asked:,} in the settings, and {found or 'not'} in the model")
+    return shape, doubts
 
 
 # ---- the model

@@ -2,8 +2,9 @@
 
 Each layer is Linux's own, asked for without any privilege, and stands where another is not to be
 had: namespaces (no network, and with its first process all others end), Landlock (writes in one
-folder alone), seccomp (no new process, no socket, no signal to others), limits of memory, time and
-file sizes, and last Python's audit hooks, which a script's native code can pass by. `Lockdown.held`
+folder alone), no privileges, seccomp (no new process, no socket, no signal to others, no mode or
+owner of a file changed, nothing that outlives it), limits of memory, time and file sizes, and last
+Python's audit hooks, which a script's native code can pass by. `Lockdown.held`
 says which of them hold.
 
 Standard library only; it runs in the child, before any line of the script.
@@ -33,16 +34,30 @@ FILE_BYTES = 64 << 20  # of one file that the script writes
 OPEN_FILES = 512
 MOST_REFUSALS = 20
 
-# System calls that start processes, reach others, or get around what is refused here.
+# System calls that start processes, reach others, or get around what is refused here; by the line:
+# modes, owners, times and attributes of files, which Landlock leaves to everyone; device files;
+# memory that no limit counts, and what stays when all processes have ended: shared memory,
+# queues, keys.
 DENIED = {
     "x86_64": (
         *(41, 42, 57, 58, 59, 101, 129, 165, 200, 272, 297, 308, 310, 311, 321, 322),
         *(424, 425, 434),
+        *(90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280),
+        *(188, 189, 190, 197, 198, 199, 463, 466, 133, 259),
+        *(319, 447, 29, 30, 64, 68, 240, 248, 249, 250),
     ),
     "aarch64": (
         *(40, 97, 117, 130, 138, 198, 203, 221, 240, 268, 270, 271, 280, 281, 424, 425, 434),
+        *(52, 53, 54, 55, 452, 88),
+        *(5, 6, 7, 14, 15, 16, 463, 466, 33),
+        *(279, 447, 194, 196, 190, 186, 180, 217, 218, 219),
     ),
 }
+# fcntl's F_SETOWN, F_SETSIG and F_SETOWN_EX: a signal to others by way of a file.
+FCNTL = {"x86_64": 72, "aarch64": 25}
+FCNTL_SIGNALLING = (8, 10, 15)
+CAPSET = {"x86_64": 126, "aarch64": 91}
+CAPABILITY_VERSION, MOST_CAPABILITIES, PR_CAPBSET_DROP = 0x20080522, 64, 24
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CLONE = {"x86_64": 56, "aarch64": 220}
 SIGNALLING = {"x86_64": (62, 234), "aarch64": (129, 131)}  # kill, tgkill: to itself alone
@@ -140,6 +155,18 @@ def _set(what: int, most: int) -> None:
     resource.setrlimit(what, (value, value))
 
 
+def drop_capabilities() -> bool:
+    """Be without any privilege, for good: root's as well, and those of a namespace's own root."""
+    libc, number = _libc(), CAPSET.get(platform.machine())
+    for capability in range(MOST_CAPABILITIES):
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    if number is None:
+        return False
+    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION, 0), 8)
+    none = ctypes.create_string_buffer(bytes(24), 24)
+    return bool(libc.syscall(number, header, none) == 0)
+
+
 # ---- Landlock
 
 
@@ -177,7 +204,9 @@ class _Filter(ctypes.Structure):
 
 
 def confine_calls() -> bool:
-    """Refuse system calls that start processes, open sockets or signal others; for good."""
+    """Refuse system calls that start processes, open sockets, signal others, or leave something
+    behind; for good.
+    """
     machine = platform.machine()
     if machine not in AUDIT_ARCH or sys.maxsize < 1 << 32:
         return False
@@ -203,6 +232,13 @@ def _rules(machine: str) -> list[tuple[int, int, int, int]]:
         rules += [(EQUAL, 0, 1, number), refuse]
     rules += [(EQUAL, 0, 4, CLONE[machine]), first_argument]
     rules += [(ANY_BIT, 1, 0, CLONE_THREAD), refuse, allow]
+    refused = [
+        (EQUAL, len(FCNTL_SIGNALLING) - 1 - place, int(place + 1 == len(FCNTL_SIGNALLING)), command)
+        for place, command in enumerate(FCNTL_SIGNALLING)
+    ]
+    second_argument = (LOAD, 0, 0, 24)
+    fcntl = [second_argument, *refused, refuse, allow]
+    rules += [(EQUAL, 0, len(fcntl), FCNTL[machine]), *fcntl]
     for number in SIGNALLING[machine]:
         rules += [(EQUAL, 0, 4, number), first_argument, (EQUAL, 1, 0, os.getpid()), refuse, allow]
     return [*rules, allow]
@@ -239,7 +275,8 @@ def watch(folder: Path, refused: list[str]) -> None:
                 refuse(f"writing {path!r:.120}")
         elif event in CHANGING:
             for path in args[: CHANGING[event]]:
-                if outside(path):
+                # A number is a file that may have been opened to be read, wherever it lies.
+                if isinstance(path, int) or outside(path):
                     refuse(f"{event} {path!r:.120}")
         elif event.startswith(REFUSED):
             refuse(f"{event} {', '.join(f'{each!r:.60}' for each in args[:3])}"[:160])

@@ -247,9 +247,75 @@ def test_what_it_says_of_itself_may_be_anything(tmp_path: Path, scratch: Path) -
     assert as_text(result)
 
 
+def test_it_is_done_only_with_a_model_and_a_loss(tmp_path: Path, scratch: Path) -> None:
+    huge = "9" * 400
+    for said in ('{"done": true}', f'{{"done": true, "model": "M", "loss": {huge}}}'):
+        line = f"{said}\n".encode()
+        source = f"import os\nfor fd in range(3, 30):\n    try: os.write(fd, {line!r})\n"
+        result = tried(tmp_path, source + "    except OSError: pass\nos._exit(0)\n")
+        assert not result.ok
+        assert "failed at" in as_text(result)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -5.0, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, timeout: float) -> None:
+    with pytest.raises(UserError, match="above 0"):
+        tried(tmp_path, "", timeout)
+
+
+def test_files_outside_keep_their_modes_and_times(tmp_path: Path, scratch: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("")
+    victim.chmod(0o600)
+    before = victim.stat()
+    source = f"import ctypes, os\nfd = os.open({str(victim)!r}, os.O_RDONLY)\n"
+    source += "libc = ctypes.CDLL(None)\nway = {way}\ntry:\n    way()\nexcept OSError: pass\n"
+    for way in (
+        "lambda: os.fchmod(fd, 0o777)",
+        "lambda: os.chmod(fd, 0o777)",
+        "lambda: os.utime(fd, (0, 0))",
+        "lambda: os.setxattr(fd, 'user.x', b'1')",
+        f"lambda: libc.chmod({str(victim).encode()!r}, 0o777)",
+        f"lambda: libc.utimes({str(victim).encode()!r}, None)",
+    ):
+        assert tried(tmp_path, source.format(way=way)).stage is Stage.BUILD
+        after = victim.stat()
+        assert (after.st_mode, after.st_mtime, after.st_ctime) == (
+            *(before.st_mode, before.st_mtime, before.st_ctime),
+        )
+
+
+def test_nothing_is_kept_where_no_limit_counts(tmp_path: Path, scratch: Path) -> None:
+    source = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    source += (
+        "try:\n    os.memfd_create('x')\n    raise SystemExit('memfd')\nexcept OSError: pass\n"
+    )
+    source += "assert libc.shmget(0, 1 << 20, 0o1600) == -1, 'shm'\n"
+    source += "assert libc.syscall(248, b'user', b'x', b'y', 1, -3) == -1, 'key'\n"
+    assert tried(tmp_path, source).stage is Stage.BUILD
+
+
+def test_files_without_a_name_count_too(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeper.evidence.smoke.SCRATCH_BYTES", 8 << 20)
+    source = "import os, time\nkept = []\n"
+    source += "for n in range(8):\n    f = open(str(n), 'wb'); f.write(bytes(4 << 20)); f.flush()\n"
+    source += "    os.unlink(str(n)); kept.append(f)\ntime.sleep(60)\n"
+    assert "wrote more than" in str(tried(tmp_path, source).error)
+    # It may close what it is heard by.
+    closed = (
+        "import os, time\nfor fd in range(30):\n    try: os.close(fd)\n    except OSError: pass\n"
+    )
+    result = tried(tmp_path, closed + source, timeout=20.0)
+    assert "wrote more than" in str(result.error)
+    silent = tried(tmp_path, closed + "time.sleep(60)", timeout=1.5)
+    assert "took longer than 1.5 s" in str(silent.error)
+
+
 def test_a_folder_that_is_hard_to_remove_is_removed(tmp_path: Path, scratch: Path) -> None:
     source = (
-        "import os\nfor _ in range(1100):\n    os.mkdir('d'); os.chdir('d')\nos.chmod('.', 0)\n"
+        "import os\nfor _ in range(1100):\n    os.mkdir('d'); os.chdir('d')\nos.mkdir('e', 0)\n"
     )
     assert tried(tmp_path, source).stage is Stage.BUILD
 
@@ -261,6 +327,13 @@ def test_a_folder_that_is_hard_to_remove_is_removed(tmp_path: Path, scratch: Pat
         ("assert l.confine_calls()", "import socket; socket.socket()"),
         ("assert l.confine_calls()", "import os; os.kill(os.getppid(), 0)"),
         ("assert l.confine_calls()", "import os; os.execv('/bin/true', ['true'])"),
+        (
+            "assert l.confine_calls()",
+            "import fcntl; r = open('kept'); fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
+        ),
+        ("assert l.confine_calls()", "import os; os.chmod('kept', 0o777)"),
+        ("assert l.confine_calls()", "import os; os.mknod('device')"),
+        ("assert l.drop_capabilities()", "import os; os.chroot('.')"),
         ("assert l.confine_writes(Path('.'))", "open('../victim', 'w')"),
         ("l.watch(Path.cwd(), [])", "open('../victim', 'w')"),
         ("l.watch(Path.cwd(), [])", "import os; os.fork()"),
