@@ -4,8 +4,8 @@ Each layer is Linux's own, asked for without any privilege, and stands where ano
 had: namespaces (no network, and with its first process all others end), Landlock (writes in one
 folder alone), no privileges, seccomp (no new process, no socket, no signal to others, no mode or
 owner of a file changed, nothing that outlives it), limits of memory, time and file sizes, and last
-Python's audit hooks, which a script's native code can pass by. `Lockdown.held`
-says which of them hold.
+Python's audit hooks, which a script's native code can pass by. `SmokeResult.held` says which of
+them hold.
 
 Standard library only; it runs in the child, before any line of the script.
 """

@@ -257,6 +257,25 @@ def test_it_is_done_only_with_a_model_and_a_loss(tmp_path: Path, scratch: Path) 
         assert "failed at" in as_text(result)
 
 
+def test_dimensions_are_those_of_the_model(tmp_path: Path, scratch: Path) -> None:
+    source = (
+        "import torch.nn as nn\n"
+        "class Hyperparameters:\n"
+        "    vocab_size, num_layers, model_dim, num_heads, num_kv_heads = 4096, 11, 512, 8, True\n"
+        "class GPT(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.wte, self.head = nn.Embedding(64, 16), nn.Linear(16, 64)\n"
+        "        self.blocks = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.wte(x))\n"
+    )
+    result = tried(tmp_path, source)
+    assert result.ok, result.error
+    assert (result.vocab_size, result.layers, result.dim, result.kv_heads) == (64, 2, 16, None)
+    assert "layers is 11 in the settings, and 2 in the model" in result.notes
+
+
 @pytest.mark.parametrize("timeout", [0.0, -5.0, float("nan"), float("inf")])
 def test_a_time_that_is_none_is_refused(tmp_path: Path, timeout: float) -> None:
     with pytest.raises(UserError, match="above 0"):
@@ -329,7 +348,7 @@ def test_a_folder_that_is_hard_to_remove_is_removed(tmp_path: Path, scratch: Pat
         ("assert l.confine_calls()", "import os; os.execv('/bin/true', ['true'])"),
         (
             "assert l.confine_calls()",
-            "import fcntl; r = open('kept'); fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
+            "import fcntl, os; r = open('kept'); fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
         ),
         ("assert l.confine_calls()", "import os; os.chmod('kept', 0o777)"),
         ("assert l.confine_calls()", "import os; os.mknod('device')"),
