@@ -25,6 +25,13 @@ FETCHING = re.compile(
 )
 INSTALLING = re.compile(r"\b(pip3?|apt(-get)?|conda|uv|make|gcc|nvcc|g\+\+|ninja)\b")
 ASKING = re.compile(r"^(nvidia-smi|nproc|lscpu|uname|hostname|free|git (rev-parse|log|status))\b")
+# Through another module, or one that is imported by a text; and what PROCESSES does not name.
+STARTING = re.compile(
+    r"(?:\.os|__import__\(['\"](?:os|subprocess|posix)['\"]\)"
+    r"|import_module\(['\"](?:os|subprocess|posix)['\"]\))"
+    r"\.(?:system|popen|exec\w+|spawn\w+|posix_spawn\w*|fork|run|call|check_\w+|Popen)$"
+    r"|\bcreate_subprocess_(?:exec|shell)$"
+)
 PROCESSES = (
     *("subprocess.", "os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn", "pty.spawn"),
     *("os.fork", "commands.getoutput"),
@@ -69,6 +76,7 @@ SETTINGS = re.compile(
     re.I,
 )
 OUTSIDE = re.compile(r"^(/|~|\.\./|[A-Za-z]:\\)|^(https?|s3|gs|hf)://")
+SHRINKING = (ast.FloorDiv, ast.Div, ast.Mod, ast.RShift, ast.Sub, ast.Pow)
 CODE_SIZE = re.compile(r"^_*(code_bytes|bytes_code|code_size|csz\w*|n_code_bytes|code_len)$", re.I)
 COMPRESSING = re.compile(r"(lzma|zlib|bz2|brotli|gzip|zstandard|zstd)\.(compress|ZstdCompressor)")
 
@@ -86,7 +94,10 @@ def network(reading: Reading) -> Iterator[Finding]:
             if FETCHING.search(command):
                 why = f"a process that fetches: {command[:60]}"
                 yield reading.find(Kind.NETWORK, call, Confidence.HIGH, why)
-    for node, module in _imports(reading):
+        elif called.endswith("TCPStore") and not _is_here(call):
+            why = f"{called} meets another host"
+            yield reading.find(Kind.NETWORK, call, Confidence.MEDIUM, why)
+    for node, module in [*_imports(reading), *_imported_by_name(reading)]:
         if any(module == each or module.startswith(f"{each}.") for each in NETWORK):
             why = f"{module} is imported"
             yield reading.find(Kind.NETWORK, node, Confidence.MEDIUM, why)
@@ -100,6 +111,20 @@ def _imports(reading: Reading) -> Iterator[tuple[ast.AST, str]]:
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             yield from ((node, f"{module}.{alias.name}") for alias in node.names)
+
+
+def _imported_by_name(reading: Reading) -> Iterator[tuple[ast.AST, str]]:
+    """Modules that are imported by a text: __import__("socket")."""
+    for call in calls_in(reading.program.nodes):
+        if reading.program.called(call) in ("importlib.import_module", "__import__") and call.args:
+            yield from ((call, name) for name in _texts(call.args[0])[:1])
+
+
+def _is_here(call: ast.Call) -> bool:
+    """Whether a store is met on this host, or where the environment says: not at a fixed one."""
+    host = next(iter(call.args), None)
+    fixed = isinstance(host, ast.Constant) and isinstance(host.value, str)
+    return not fixed or host.value in ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # type: ignore[union-attr]
 
 
 def _command(call: ast.Call) -> str:
@@ -126,6 +151,27 @@ def processes(reading: Reading) -> Iterator[Finding]:
         elif ASKING.search(command):
             confidence, why = Confidence.LOW, f"{called} only asks the machine: {command[:60]}"
         yield reading.find(Kind.SUBPROCESS, call, confidence, why)
+    yield from _processes_by_other_names(reading)
+
+
+def _processes_by_other_names(reading: Reading) -> Iterator[Finding]:
+    """What starts programs and is not called by its own name: kept, passed on, or looked up."""
+    called = {id(call.func) for call in calls_in(reading.program.nodes)}
+    for node in reading.program.nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            name = reading.program.called(ast.Call(func=node, args=[], keywords=[]))
+            text = ast.unparse(node)[-80:]
+            plain = name.startswith(PROCESSES)
+            if (plain and id(node) not in called) or (not plain and STARTING.search(text)):
+                why = f"{text} starts other programs"
+                yield reading.find(Kind.SUBPROCESS, node, Confidence.HIGH, why)
+        elif isinstance(node, ast.Call) and node.args:
+            what = reading.program.called(node)
+            looked_up = reading.program.called(ast.Call(func=node.args[0], args=[], keywords=[]))
+            made = len(node.args) > 1 and not isinstance(node.args[1], ast.Constant)
+            if what == "getattr" and looked_up in ("os", "subprocess", "posix") and made:
+                why = f"a function of {looked_up} is looked up by a name that is made when it runs"
+                yield reading.find(Kind.SUBPROCESS, node, Confidence.MEDIUM, why)
 
 
 # ---- files
@@ -307,10 +353,35 @@ def _sizes(reading: Reading, node: ast.Assign) -> Iterator[Finding]:
             yield reading.find(Kind.UNCOUNTED_CODE, node, Confidence.HIGH, why)
         return
     calls = {reading.program.called(each) for each in calls_in(ast.walk(node.value))}
+    if any(isinstance(each, ast.BinOp) and isinstance(each.op, SHRINKING) for each in _sum(node)):
+        why = "the size of the code is made smaller than it is"
+        yield reading.find(Kind.UNCOUNTED_CODE, node, Confidence.HIGH, why)
+        return
+    if _names_another_file(node.value):
+        why = "the size is that of another file"
+        yield reading.find(Kind.UNCOUNTED_CODE, node, Confidence.MEDIUM, why)
+        return
     packed = any(COMPRESSING.search(each) for each in calls)
     if packed and reading.layer.number == 0:
         why = "the code is counted as if it were compressed, and this file is not"
         yield reading.find(Kind.UNCOUNTED_CODE, node, Confidence.MEDIUM, why)
+
+
+def _sum(node: ast.Assign) -> Iterator[ast.AST]:
+    """The arithmetic of a size, but not what is in its calls."""
+    stack: list[ast.AST] = [node.value]
+    while stack:
+        each = stack.pop()
+        yield each
+        if not isinstance(each, ast.Call):
+            stack += ast.iter_child_nodes(each)
+
+
+def _names_another_file(value: ast.expr) -> bool:
+    """Whether a size is asked of a file by its name, and not of the script itself."""
+    texts = [each for each in _texts(value) if "." in each and "/" not in each[:1]]
+    other = any(text.endswith((".py", ".txt", ".bin", ".json")) for text in texts)
+    return other and "__file__" not in names_in(value)
 
 
 # ---- what is executed and not read

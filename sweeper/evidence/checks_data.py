@@ -88,6 +88,7 @@ WRONG_COUNT = 0.75
 TEXT_BYTES = 195 * 100e6 * 2.1884 / math.log(2)
 SHARD_TOKENS = 100e6
 # Even byte by byte that fills 616 shards; a tenth is for how it may be cut.
+FAR = 1.25  # of a tokenizer's own bound: more shards cannot be of another way to cut
 MOST_SHARDS = round(1.1 * TEXT_BYTES / SHARD_TOKENS)
 
 
@@ -142,7 +143,10 @@ def train_shards(context: Context) -> Iterator[Said]:
             text += f"; the published text has {MOST_SHARDS} at most, by any tokenizer"
             yield failed(text, run, "train_shards")
         elif shards > most and known is not None:
-            yield warned(f"{text}; by {known.name} about {most} can be", run, "train_shards")
+            far = shards > FAR * most
+            yield (failed if far else warned)(
+                f"{text}; by {known.name} about {most} can be", run, "train_shards"
+            )
         elif shards == 0:
             yield warned(f"{text}: the log counts none", run, "train_shards")
         else:
@@ -216,6 +220,9 @@ def _tokens(run: LoggedRun, tokens: int, context: Context) -> Said:
         return passed(f"{text}, by {known.name}", run, "val_tokens")
     if tokens < near:
         return failed(f"{text}; {official}: not the whole of it", run, "val_tokens")
+    theirs = next((each for each in TOKENIZERS if tokens in each.val_tokens), None)
+    if theirs is not None:
+        return failed(f"{text}; {official}: that of {theirs.name}", run, "val_tokens")
     return warned(f"{text}; {official}: another set", run, "val_tokens")
 
 

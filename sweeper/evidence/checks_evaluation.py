@@ -63,6 +63,11 @@ HINTS = (
         "SLOT: what it optimises on is scored",
     ),
 )
+# A technique that a text says was not used, as far as the next stop.
+DENIED = re.compile(
+    r"\b(?:no|not|without|never|neither|nor|none of|isn't|doesn't|don't)\b[^.,;:|!?]*",
+    re.IGNORECASE,
+)
 CALIBRATES_ON_VALIDATION = re.compile(
     r"^(?:quant_calib|gptq|awq|calib\w*)\b.*\bval(?:_tail|idation)?\b"
 )
@@ -175,6 +180,7 @@ def technique(context: Context) -> Iterator[Said]:
         yield _of_a_run(run)
     for path in (record.claim.path, record.readme):
         for number, line in enumerate(read_text(path).splitlines(), start=1):
+            line = DENIED.sub("", line)
             why = next((why for pattern, why in HINTS if pattern.search(line)), None)
             if path is not None and why is not None:
                 yield warned(why, path, number)

@@ -28,7 +28,10 @@ NEEDED = ("author", "date", "name", "val_bpb")
 USUAL = ("github_id", "val_loss", "bytes_total", "seeds", "seed_results", "hardware")
 WORLD_SIZE = 8
 GPU = re.compile(r"h100", re.IGNORECASE)
-EIGHT = re.compile(r"(?<!\d)8\s*[x×*]", re.IGNORECASE)
+EIGHT = re.compile(
+    r"(?<![\d.])8\s*[x×*]|[x×*]\s*8(?![\d.])|(?<![\d.])8\s+(?:NVIDIA\s+)?(?:H100|GPU)|\(8\)",
+    re.IGNORECASE,
+)
 SHORT_TRACK = re.compile(r"10min", re.IGNORECASE)
 NO_FOLDER = "not a published folder: `sweeper publish` writes one"
 
@@ -178,13 +181,17 @@ def hardware(context: Context) -> Iterator[Said]:
     "reproduce",
     "README.md says how to run it again",
     source="README sections: torchrun command 40 of 45, seed table 34",
-    advice="Write the torchrun command, and a table with every seed's score.",
+    advice="Write the torchrun command, a table of all seeds' scores, and what is left open.",
 )
 def reproduce(context: Context) -> Iterator[Said]:
     if not context.is_folder or context.record.readme is None:
         yield unknown("no README.md")
         return
     text = read_text(context.record.readme)
+    for number, line in enumerate(text.splitlines(), start=1):
+        if FILL_IN in line:
+            left = line[line.index(FILL_IN) + len(FILL_IN) :].strip()
+            yield warned(f"left to fill in: {left[:80]}", context.record.readme, number)
     for what, there in (
         ("a torchrun command", "torchrun" in text),
         ("a table", re.search(r"^\s*\|.*\|", text, re.MULTILINE) is not None),

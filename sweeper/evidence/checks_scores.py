@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sweeper.evidence.checks_common import claims_by_run, off_by_one_digit, runs_of
 from sweeper.evidence.choose import seed_in_name
+from sweeper.evidence.claims import STD, STD_POPULATION, VAL_BPB, unread
 from sweeper.evidence.readme import read_readme
 from sweeper.evidence.record import Claimed, LoggedRun, Record
 from sweeper.evidence.rules import (
@@ -44,7 +45,9 @@ def headline(context: Context) -> Iterator[Said]:
         return
     mean = statistics.fmean(record.scores)
     if claim.val_bpb is None:
-        yield unknown(f"no val_bpb is claimed; the runs' mean is {mean:.8f}")
+        names = unread(claim.fields, r"bp[bp]|score", VAL_BPB)
+        not_read = f" (not read: {', '.join(names)})" if names else ""
+        yield unknown(f"no val_bpb is claimed{not_read}; the runs' mean is {mean:.8f}")
     else:
         yield _mean(claim.val_bpb, mean, record)
     table = results_of(record)
@@ -178,12 +181,12 @@ def seed_scores(context: Context) -> Iterator[Said]:
             mine = [each for run in runs if (each := value(run)) is not None]
             others = [run for run in context.record.counted if run not in runs]
             yield _seed_score(claim, key, name, mine, [(run, value(run)) for run in others])
-    for seed, claim in results_of(context.record).seeds.items():
+    for seed, of_readme in results_of(context.record).seeds.items():
         held = True
         runs = runs_of(context.record, seed)
         mine = [run.val_bpb for run in runs if run.val_bpb is not None]
-        others = [(run, run.val_bpb) for run in context.record.counted if run not in runs]
-        yield _seed_score(claim, f"seed {seed}", "val_bpb", mine, others)
+        rest = [(run, run.val_bpb) for run in context.record.counted if run not in runs]
+        yield _seed_score(of_readme, f"seed {seed}", "val_bpb", mine, rest)
     if not held:
         yield passed("no scores are claimed seed by seed")
 
@@ -220,7 +223,11 @@ def spread(context: Context) -> Iterator[Said]:
     record, claim = context.record, context.record.claim
     readme = results_of(record).stds
     if claim.val_bpb_std is None and claim.val_bpb_std_population is None and not readme:
-        yield passed("no standard deviation is claimed")
+        names = unread(claim.fields, r"(?:^|_)std|deviation|sigma", (*STD, *STD_POPULATION))
+        if names:
+            yield unknown(f"no standard deviation is claimed; not read: {', '.join(names)}")
+        else:
+            yield passed("no standard deviation is claimed")
         return
     if not all(map(math.isfinite, record.scores)):
         yield unknown("a run that counts has no finite score")
@@ -284,7 +291,6 @@ def metric(context: Context) -> Iterator[Said]:
 def _is_before_quantisation(run: LoggedRun) -> bool:
     """Whether a log sums up the score of the model that it then quantised, and that lost by it."""
     before, after = run.facts.prequant_val_bpb, run.facts.quant_val_bpb
-    if run.metric != Kind.SUMMARY.value or None in (before, after, run.val_bpb):
+    if run.metric != Kind.SUMMARY.value or before is None or after is None or run.val_bpb is None:
         return False
-    assert before is not None and after is not None and run.val_bpb is not None
     return abs(run.val_bpb - before) < ROUNDED <= after - run.val_bpb

@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from sweeper.evidence.checks_common import claims_by_run
+from sweeper.evidence.checks_common import claims_by_run, read_text
 from sweeper.evidence.choose import seed_in_name
-from sweeper.evidence.record import LoggedRun
+from sweeper.evidence.record import LoggedRun, Record
 from sweeper.evidence.rules import (
     SEEDS,
     Context,
@@ -27,7 +27,24 @@ from sweeper.scores import Kind
 
 SAME_RATIO = 1e-3  # by which the nats per BPB of one tokenizer and set may differ
 NAMED = 5  # settings, in one line
-MEAN_OF = re.compile(r"\b(\d{1,2})[- ]seed (?:exact )?(?:mean|average)", re.IGNORECASE)
+MEAN_OF = re.compile(
+    r"\b(\d{1,2})[- ]seed (?:exact )?(?:mean|average)"
+    r"|\b(?:mean|average) (?:of|over) (\d{1,2}) seeds",
+    re.IGNORECASE,
+)
+BEST_OF = (
+    re.compile(
+        r"\bbest (?P<best>\d{1,2})?\s?(?:seeds |runs )?(?:of|out of|from|among) (?P<of>\d{1,2})\b"
+        r"(?= (?:seeds?|runs?)\b)",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"\b(?:launch|ran|run|train|tri)(?:ed)? (?P<of>\d{1,2}) (?:seeds|runs)\b[^.]{0,60}?"
+        r"\bbest(?: (?P<best>\d{1,2})\b)?",
+        re.IGNORECASE,
+    ),
+)
+COUNTS = ("num_seeds", "n_seeds", "seed_count", "num_runs", "n_runs")
 COPY = "a copy of"  # begins the reason of a run that is another one's copy (read.py)
 
 
@@ -122,7 +139,11 @@ def one_configuration(context: Context) -> Iterator[Said]:
 
 
 def _unlike(first: LoggedRun, run: LoggedRun) -> Iterator[Said]:
-    found = differences(first.facts, run.facts)
+    found = {
+        name: values
+        for name, values in differences(first.facts, run.facts).items()
+        if not _same_number(*values)
+    }
     if found and first.facts.hyperparameters and run.facts.hyperparameters:
         beside = {name for name in found if _is_beside(name, first) and _is_beside(name, run)}
         if matter := [name for name in found if name not in beside]:
@@ -143,6 +164,14 @@ def _unlike(first: LoggedRun, run: LoggedRun) -> Iterator[Said]:
     if None not in codes and codes[0] != codes[1]:
         text = f"{codes[1]:,} bytes of code, in {first.label} {codes[0]:,}: another script"
         yield warned(text, run, "bytes_code")
+
+
+def _same_number(one: str | None, other: str | None) -> bool:
+    """Whether two settings are one number that is written in two ways: 0.02 and 0.020."""
+    try:
+        return one is not None and other is not None and float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def _is_beside(name: str, run: LoggedRun) -> bool:
@@ -178,21 +207,55 @@ def selection(context: Context) -> Iterator[Said]:
     unclear = any(run.seed is None for run in record.counted)
     if lost and unclear and len(record.counted) >= len(named):
         yield unknown(f"seeds {_list(lost)} are claimed; logs without a seed may be theirs")
+    elif lost and unclear:
+        text = f"{len(named)} seeds are claimed ({_list(list(record.claim.seeds))})"
+        yield failed(f"{text}, {_logs(len(record.counted))}, and not all say their seed")
     elif lost:
         yield failed(f"no log that counts for the claimed seeds {_list(lost)}")
     rows = len(record.claim.per_seed)
     if not lost and rows > len(record.counted):
-        yield failed(f"{rows} runs are claimed, {len(record.counted)} have logs that count")
-    for name, words in record.claim.fields.items():
-        for many in MEAN_OF.findall(words) if isinstance(words, str) else []:
-            if int(many) > len(record.counted):
-                text = f"{name}: a mean of {many} seeds, {len(record.counted)} logs count"
-                yield failed(text, record.claim.path)
+        yield failed(f"{rows} runs are claimed, {_logs(len(record.counted))}")
+    yield from _more_than_counted(record)
     unclaimed = [run for run in record.counted if named and run.seed not in named]
     if not lost:
         for run in unclaimed:
             yield warned(f"seed {run.seed} is not among those claimed", run, "seed")
     yield passed(f"{len(record.counted)} runs count: {record.chosen_by}")
+
+
+def _logs(count: int) -> str:
+    return f"{count} log{'s' * (count != 1)} count{'s' * (count == 1)}"
+
+
+def _more_than_counted(record: Record) -> Iterator[Said]:
+    """Where the record's own words or numbers say that there were more runs than count."""
+    count, path = len(record.counted), record.claim.path
+    for name, words in record.claim.fields.items():
+        if isinstance(words, str):
+            for text in _confessed(words, count, opening=True):
+                yield failed(f"{name}: {text}", path)
+        elif name in COUNTS and type(words) is int and words > count:
+            yield failed(f"{name} {words}, {_logs(count)}", path)
+    opening = True
+    for number, line in enumerate(read_text(record.readme).splitlines(), start=1):
+        opening = opening and not line.startswith("##")
+        for text in _confessed(line, count, opening=opening):
+            yield failed(text, record.readme, number)
+
+
+def _confessed(words: str, count: int, *, opening: bool) -> Iterator[str]:
+    """What a text says of runs that were not counted; a mean further below may be another's."""
+    if opening:
+        for pair in MEAN_OF.findall(words):
+            many = next(each for each in pair if each)
+            if int(many) > count:
+                yield f"a mean of {many} seeds, {_logs(count)}"
+    for pattern in BEST_OF:
+        if (found := pattern.search(words)) is not None:
+            best, of = int(found["best"] or 1), int(found["of"])
+            if best < of and of > count:
+                yield f"the best {best} of {of} runs: {found[0]}"
+                break
 
 
 def _list(seeds: list[int]) -> str:

@@ -22,6 +22,10 @@ from sweeper.evidence.rules import (
 
 # Wordings of tests that show something else than a gain beyond the margin.
 Z_TEST = re.compile(r"\bz[- ]?(?:test|score|stat\w*)\b", re.IGNORECASE)
+NO_P_VALUE = re.compile(
+    r"\b(?:top|min|nucleus|dropout|drop|prob\w*|mask\w*|keep|typical)[-_ ]*(?:with )?p\b",
+    re.IGNORECASE,
+)
 P_SMALL = re.compile(r"\bp\b[\"'*`]*\s*(?:<+|≪)\s*[\d.]|\bp[-_ ]value\b", re.IGNORECASE)
 P_EQUAL = re.compile(r"\bp\b[\"'*`]*\s*[=≈:]\s*[\d.]", re.IGNORECASE)
 TESTED = re.compile(r"\bwelch|\bt[-_ ](?:test|stat\w*)|\bt\s*=\s*[-−+]?\d|\bstudent", re.IGNORECASE)
@@ -93,6 +97,7 @@ def _wordings(path: Path) -> Iterator[Said]:
 
 def _says_p(line: str, near: str) -> bool:
     """Whether a line has the p of a test; p alone may be a probability of something else."""
+    line = NO_P_VALUE.sub("", line)
     by_name = P_EQUAL.search(line) is not None and TESTED.search(near) is not None
     return by_name or P_SMALL.search(line) is not None
 

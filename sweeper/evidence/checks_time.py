@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from sweeper.evidence.checks_common import claims_by_run
 from sweeper.evidence.record import Claimed, LoggedRun
@@ -28,7 +30,20 @@ EVAL_TIMES = {
     "eval_seconds": 1.0,
     "eval_time_ms_max": 1e-3,
     "eval_time_ms": 1e-3,
+    "eval_time_max_s": 1.0,
 }
+TRAIN_TIMES = {
+    "train_time_s": 1.0,
+    "train_time_seconds": 1.0,
+    "train_seconds": 1.0,
+    "training_time_seconds": 1.0,
+    "training_time_s": 1.0,
+    "train_wallclock_s": 1.0,
+    "train_time_ms": 1e-3,
+    "training_time_ms": 1e-3,
+}
+# Objects in submission.json that are of something else than the record.
+NOT_ITS_OWN = re.compile(r"baseline|comparison|ablation|reference|delta")
 
 
 @rule(
@@ -44,6 +59,27 @@ def train_time(context: Context) -> Iterator[Said]:
             yield not_said(run, "train_time_ms", "the training time")
         else:
             yield _limit(spent / 1000, "of training", run, "train_time_ms")
+    for _, claims, _ in claims_by_run(context.record):
+        if (claim := claims.get("train_time_s")) is not None:
+            yield _limit(claim.value, "of training claimed", claim, "")
+    for claim in _claimed_in(context.record.claim.fields, TRAIN_TIMES):
+        yield _limit(claim.value, "of training claimed", claim, "")
+
+
+def _claimed_in(fields: Mapping[str, Any], names: Mapping[str, float]) -> Iterator[Claimed]:
+    """The times that submission.json claims of the whole record, or of a part of it, in seconds."""
+    below = [
+        (f"{key}.", value)
+        for key, value in fields.items()
+        if isinstance(value, Mapping) and NOT_ITS_OWN.search(key) is None
+    ]
+    for prefix, part in [("", fields), *below]:
+        for name, unit in names.items():
+            value = part.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                seconds = float(value) * unit
+                where = f"submission.json: {prefix}{name}"
+                yield Claimed(value=seconds, text=f"{seconds:g}", where=where)
 
 
 @rule(
@@ -66,7 +102,7 @@ def calibration_time(context: Context) -> Iterator[Said]:
             yield _limit(spent / 1000 + more, what, run, "hessian_time_s")
 
 
-def _limit(seconds: float, what: str, run: LoggedRun, fact: str) -> Said:
+def _limit(seconds: float, what: str, run: LoggedRun | Claimed, fact: str) -> Said:
     text = f"{seconds:.3f} s {what}"
     if seconds <= LIMIT_S:
         return passed(text, run, fact)
@@ -147,15 +183,10 @@ def eval_time_claimed(context: Context) -> Iterator[Said]:
             claimed = True
             yield _claimed_time(claim, times)
     longest = [max(_times(run), default=0.0) for run in context.record.counted]
-    for name, unit in EVAL_TIMES.items():
-        value = context.record.claim.fields.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            claimed = True
-            seconds = float(value) * unit
-            where = f"submission.json: {name}"
-            claim = Claimed(value=seconds, text=f"{seconds:g}", where=where)
-            every = [each for run in context.record.counted for each in _times(run)]
-            yield _claimed_time(claim, [*every, *longest])
+    every = [each for run in context.record.counted for each in _times(run)]
+    for claim in _claimed_in(context.record.claim.fields, EVAL_TIMES):
+        claimed = True
+        yield _claimed_time(claim, [*every, *longest])
     if not claimed:
         yield passed("no time of evaluation is claimed")
 
@@ -169,7 +200,7 @@ def _times(run: LoggedRun) -> list[float]:
 def _claimed_time(claim: Claimed, times: list[float]) -> Said:
     text = f"{claim.value:.1f} s of evaluation claimed"
     if claim.value > LIMIT_S:
-        return warned(f"{text}, over the {LIMIT_S:.0f} s that are allowed", claim)
+        return failed(f"{text}, over the {LIMIT_S:.0f} s that are allowed", claim)
     if not times:
         return unknown(f"{text}, and no log says how long it took", claim)
     near = min(times, key=lambda seconds: abs(seconds - claim.value))

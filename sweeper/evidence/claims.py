@@ -53,6 +53,8 @@ IN_MILLISECONDS = {
     "train_time_s": ("train_time_ms", "training_time_ms"),
 }
 NO_SCORE = re.compile(r"pre_?quant|gain|gap|delta|diff|std|before|baseline|raw|ema")
+# In the names of numbers that are of something else than the record's artifact and score.
+OF_ELSE = re.compile(r"pre_?quant|gain|gap|delta|diff|before|baseline|raw|model|loss|_mean$|^mean_")
 SCORE_NAME = re.compile(r"bp[bp](?:_|$)")  # bpb, and bpp as some write it
 # "1337", "seed_42", "seed1", "s7", "1337_aggressive"; "run1" has a place and no seed.
 SEED_KEY = re.compile(
@@ -168,6 +170,21 @@ def _claimed(value: Any, where: str) -> Claimed | None:
     except ValueError:
         return None
     return Claimed(value=number, text=text, where=where) if math.isfinite(number) else None
+
+
+def unread(fields: Mapping[str, Any], words: str, known: Iterable[str]) -> list[str]:
+    """The fields of a submission.json with a number that are called like a fact, and not read."""
+    read = set(known)
+    return [
+        name
+        for name, value in fields.items()
+        if re.search(words, name, re.IGNORECASE)
+        and not OF_ELSE.search(name)
+        and name not in read
+        and ONE_FACT.match(name) is None
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    ]
 
 
 # ---- tables by run

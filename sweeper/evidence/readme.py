@@ -24,7 +24,10 @@ SEED = re.compile(r"\bseed\b", re.IGNORECASE)
 SEED_CELL = re.compile(r"^(?:seed)?[\s_=:#-]*(\d{1,10})(?![\d.,])", re.IGNORECASE)
 MEAN = re.compile(r"^(?:\d+[- ]seed )?(?:mean|average|avg)\b", re.IGNORECASE)
 STD = re.compile(r"\bstd|\bst\.? ?dev|standard deviation|^σ", re.IGNORECASE)
-RULER = re.compile(r"^\|?[\s:|-]+\|[\s:|-]*$")
+SIZE = re.compile(r"\bbytes\b|\bartifact\b|\bsize\b", re.IGNORECASE)
+PART = re.compile(r"code|model|weight|step|per\b|/|param", re.IGNORECASE)
+WHOLE = re.compile(r"(\d{1,3}(?:,\d{3}){1,3}|\d{6,10})(?: ?B(?:ytes)?)?$", re.IGNORECASE)
+OF_RULER = frozenset("|:- \t")
 NUMBER = re.compile(r"^(\d\.\d{1,12}|\d)(?![\d.])")
 # What follows ± may be an interval: it counts where the words beside say that it is none.
 AROUND = re.compile(r"(?:±|\+/-)\s*(\d\.\d{2,12})(?!\d)")
@@ -46,10 +49,12 @@ class Column:
 class Readme:
     """The columns of scores in the table of results, and spreads named before the first section.
 
+    `sizes` are the artifacts' bytes by seed, where the table has them.
     `lines` are the table's, from its first to its last; empty where there is no such table.
     """
 
     columns: tuple[Column, ...] = ()
+    sizes: Mapping[int, Claimed] = field(default_factory=dict)
     stds: tuple[Claimed, ...] = ()
     lines: range = field(default_factory=lambda: range(0))
 
@@ -86,7 +91,8 @@ def read_readme(path: Path | None, seeds: Collection[int]) -> Readme:
     for rows in _tables(lines):
         columns = tuple(_columns(rows, seeds))
         if columns:
-            return Readme(columns=columns, stds=stds, lines=range(rows[0][0], rows[-1][0] + 1))
+            lines_of = range(rows[0][0], rows[-1][0] + 1)
+            return Readme(columns=columns, sizes=_sizes(rows), stds=stds, lines=lines_of)
     return Readme(stds=stds)
 
 
@@ -109,12 +115,28 @@ def _tables(lines: Sequence[str]) -> Iterator[list[Row]]:
     for number, line in enumerate([*lines, ""], start=1):
         text = line.strip()
         if text.startswith("|") or (rows and "|" in text):
-            if not RULER.match(text):
+            if not OF_RULER.issuperset(text):
                 cells = text.strip("|").split("|")
                 rows.append((number, [cell.translate(PLAIN).strip(" _") for cell in cells]))
         elif rows:
             yield rows
             rows = []
+
+
+def _sizes(rows: Sequence[Row]) -> dict[int, Claimed]:
+    """The artifacts' bytes by seed, from the one column that gives them as whole numbers."""
+    header = rows[0][1]
+    at = next((place for place, cell in enumerate(header) if SEED.search(cell)), None)
+    places = [n for n, cell in enumerate(header) if SIZE.search(cell) and not PART.search(cell)]
+    found: dict[int, Claimed] = {}
+    if at is None or len(places) != 1:
+        return found
+    for line, cells in rows[1:]:
+        if max(at, places[0]) < len(cells):
+            seed, size = SEED_CELL.match(cells[at]), WHOLE.match(cells[places[0]])
+            if seed is not None and size is not None:
+                found.setdefault(int(seed[1]), _claim(size[1].replace(",", ""), line))
+    return found
 
 
 def _columns(rows: Sequence[Row], seeds: Collection[int]) -> Iterator[Column]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sweeper.evidence.unpack_codecs import Budget, TooLargeError, UnknownValueError
 from sweeper.evidence.unpack_values import MODULES, Code, Evaluator, Name
+from sweeper.evidence.unpack_ways import changes_names, other_ways
 
 MOST_LAYERS = 10
 MOST_SOURCE = 4 << 20  # bytes of a source that is parsed; a wrapper's data are not source
@@ -113,7 +114,9 @@ class _Unpacking:
         while done < len(self.layers):
             layer = self.layers[done]
             if layer.tree is not None:
-                _Reader(self, layer).read_block(layer.tree.body)
+                reader = _Reader(self, layer)
+                reader.read_block(layer.tree.body)
+                reader.find_other_ways()
             done += 1
         return Unpacked(
             bytes=len(self.data), layers=tuple(self.layers), problems=tuple(self.problems)
@@ -129,6 +132,8 @@ class _Unpacking:
             text, encoding = source, "text"
         number = len(self.layers)
         tree = None
+        if number == 0 and not text.strip():
+            self.fail(number, 1, "the source", "there is nothing in it")
         try:
             tree = parse(text)
         except ValueError as error:
@@ -172,6 +177,17 @@ class _Reader:
             for name in node.names
         }
 
+    def find_other_ways(self) -> None:
+        """What may execute something and is no plain call of exec."""
+        assert self.layer.tree is not None
+        own = {
+            node.name
+            for node in ast.walk(self.layer.tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        }
+        for line, why in other_ways(self.layer.tree, own):
+            self.unpacking.fail(self.layer.number, line, "what runs", why)
+
     def read_block(self, statements: list[ast.stmt]) -> None:
         for statement in statements:
             if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -187,6 +203,10 @@ class _Reader:
 
     def _read_branches(self, statement: ast.stmt) -> None:
         """Blocks that may run or not, or many times: a name that they change is not known after."""
+        for node in ast.walk(statement) if isinstance(statement, ast.Match) else ():
+            for name in (getattr(node, "name", None), getattr(node, "rest", None)):
+                if isinstance(name, str):
+                    self._bind(name, None)
         if isinstance(statement, ast.For | ast.AsyncFor | ast.While):
             for node in ast.walk(statement):
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -209,9 +229,15 @@ class _Reader:
         self.evaluator.names = before
 
     def _read(self, statement: ast.stmt) -> None:
-        for node in _own_nodes(statement):
+        nodes = list(_own_nodes(statement))
+        for node in nodes:
             if isinstance(node, ast.Call):
                 self._read_call(node)
+        for node in nodes:
+            self.evaluator.changed |= changes_names(node)
+            # It may have been evaluated or not, and more than once.
+            if isinstance(node, ast.NamedExpr):
+                self._bind(node.target.id, None)
         if isinstance(statement, ast.Import):
             for alias in statement.names:
                 top = alias.name.partition(".")[0]

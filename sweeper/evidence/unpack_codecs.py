@@ -86,10 +86,36 @@ def unzlib(data: bytes, wbits: int = zlib.MAX_WBITS, bufsize: int = 0, *, budget
 
 
 def ungzip(data: bytes, *, budget: Budget) -> bytes:
-    return unzlib(data, 31, budget=budget)
+    """All members, as gzip.decompress takes them; zeros may follow each."""
+    parts: list[bytes] = []
+    while data:
+        decoder = zlib.decompressobj(31)
+        parts.append(_drained(decoder.decompress, data, budget))
+        if not decoder.eof:
+            raise UnknownValueError("its gzip data are cut off")
+        data = decoder.unused_data.lstrip(b"\0")
+    return b"".join(parts)
 
 
 def unbz2(data: bytes, *, budget: Budget) -> bytes:
+    """All streams, as bz2.decompress takes them; what follows a whole one may be anything."""
+    parts: list[bytes] = []
+    while data:
+        decoder = bz2.BZ2Decompressor()
+        try:
+            parts.append(_drained(decoder.decompress, data, budget))
+        except OSError:
+            if parts:
+                break
+            raise
+        if not decoder.eof:
+            raise UnknownValueError("its bz2 data are cut off")
+        data = decoder.unused_data
+    return b"".join(parts)
+
+
+def unbz2_one(data: bytes, *, budget: Budget) -> bytes:
+    """One stream, as a decompressor that was made first takes it."""
     decoder = bz2.BZ2Decompressor()
     made = _drained(decoder.decompress, data, budget)
     if not decoder.eof:
@@ -137,6 +163,6 @@ DECOMPRESSORS: Mapping[str, Callable[..., bytes]] = {
     "zstd.decompress": unzstd,
     "lzma.LZMADecompressor.decompress": unlzma,
     "zlib.decompressobj.decompress": unzlib,
-    "bz2.BZ2Decompressor.decompress": unbz2,
+    "bz2.BZ2Decompressor.decompress": unbz2_one,
     "zstandard.ZstdDecompressor.decompress": unzstd,
 }

@@ -127,11 +127,22 @@ OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
+SIGNS: Mapping[type[ast.unaryop], Callable[[int], int]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Invert: operator.invert,
+}
+
+
 @dataclass
 class Evaluator:
-    """Values of expressions, by the names bound so far. UnknownValueError, TooLargeError."""
+    """Values of expressions, by the names bound so far. UnknownValueError, TooLargeError.
+
+    Once names or modules may have been `changed` unseen, no call is worked out any more.
+    """
 
     own: bytes  # the script's own bytes, for those that read themselves
+    changed: bool = False
     budget: Budget = field(default_factory=Budget)
     names: dict[str, Any] = field(default_factory=dict)
     depth: int = 0
@@ -160,6 +171,8 @@ class Evaluator:
 
     def _name(self, node: ast.Name) -> Any:
         if node.id in self.names:
+            if self.changed:
+                raise UnknownValueError(f"{node.id} may have been changed before")
             return self.names[node.id]
         if node.id == "__file__":
             return OwnFile(self.own, text=False)
@@ -179,28 +192,33 @@ class Evaluator:
         return [self.value(each) for each in nodes]
 
     def _dict(self, node: ast.Dict) -> Any:
-        return {
-            self.value(key): self.value(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if key is not None
-        }
+        keys = [key for key in node.keys if key is not None]
+        if len(keys) < len(node.keys):
+            raise UnknownValueError("a dictionary with another one in it")
+        return dict(zip(self._items(keys), self._items(node.values), strict=True))
 
     def _joinedstr(self, node: ast.JoinedStr) -> str:
         parts = []
         for each in node.values:
-            plain = isinstance(each, ast.FormattedValue)
-            found = self.value(each.value if isinstance(each, ast.FormattedValue) else each)
-            if not isinstance(found, str | int) or (plain and each.format_spec is not None):  # type: ignore[attr-defined]
+            formatted = isinstance(each, ast.FormattedValue)
+            if isinstance(each, ast.FormattedValue):
+                plain = each.format_spec is None and each.conversion in (-1, ord("s"))
+                found = self.value(each.value) if plain else None
+            else:
+                found = self.value(each)
+            if not isinstance(found, str | int) or (formatted and isinstance(found, bool)):
                 raise UnknownValueError("a formatted string")
             parts.append(str(found))
-        text: str = self._sized("".join(parts))
-        return text
+        self.budget.take(sum(map(len, parts)))
+        return "".join(parts)
 
     def _unaryop(self, node: ast.UnaryOp) -> Any:
         operand = self.value(node.operand)
         if not isinstance(operand, int):
             raise UnknownValueError("an operation on no number")
-        return -operand if isinstance(node.op, ast.USub) else operand
+        if isinstance(node.op, ast.Not):
+            return not operand
+        return SIGNS[type(node.op)](operand)
 
     def _binop(self, node: ast.BinOp) -> Any:
         left, right = self.value(node.left), self.value(node.right)
@@ -223,7 +241,10 @@ class Evaluator:
     def _subscript(self, node: ast.Subscript) -> Any:
         container = self.value(node.value)
         if isinstance(container, Name) and container.dotted == "sys.argv":
-            return OwnFile(self.own, text=False)
+            # What follows the script's own name is anybody's.
+            if not isinstance(node.slice, ast.Slice) and self.value(node.slice) == 0:
+                return OwnFile(self.own, text=False)
+            raise UnknownValueError("an argument of the script")
         if isinstance(node.slice, ast.Slice):
             ends = [node.slice.lower, node.slice.upper, node.slice.step]
             cut = slice(*[None if each is None else self.value(each) for each in ends])
@@ -246,7 +267,8 @@ class Evaluator:
 
     def _listcomp(self, node: ast.ListComp | ast.GeneratorExp) -> list[Any]:
         (loop,) = node.generators
-        if loop.ifs or loop.is_async or not isinstance(loop.target, ast.Name):
+        named = any(isinstance(each, ast.NamedExpr) for each in ast.walk(node))
+        if loop.ifs or loop.is_async or named or not isinstance(loop.target, ast.Name):
             raise UnknownValueError("a loop that is not worked out")
         before = dict(self.names)
         made = []
@@ -277,6 +299,8 @@ class Evaluator:
         return self._items(node.args), named
 
     def _function(self, dotted: str, node: ast.Call) -> Any:
+        if self.changed and dotted != "builtins.compile":
+            raise UnknownValueError("what is called may have been changed before")
         args, named = self._arguments(node)
         if dotted in DECOMPRESSORS:
             return DECOMPRESSORS[dotted](*args, **named, budget=self.budget)
@@ -316,6 +340,8 @@ class Evaluator:
         numbers = range(*args)
         if len(numbers) > self.budget.steps:
             raise TooLargeError("it takes too many steps to unpack")
+        self.budget.steps -= len(numbers)
+        self.budget.take(ITEM_BYTES * len(numbers))
         return list(numbers)
 
     def _bytes(self, args: list[Any]) -> Any:
@@ -345,8 +371,8 @@ class Evaluator:
         if not isinstance(owner, str | bytes):
             raise UnknownValueError(f"the method {name}")
         if name in SHRINKING:
-            if "split" in name:
-                self.budget.take(ITEM_BYTES * len(owner))
+            # What is looked through or copied costs its length, what is split a list of it.
+            self.budget.take((ITEM_BYTES if "split" in name else 1) * len(owner))
             return getattr(owner, name)(*found, **named)
         if name in ("encode", "decode"):
             encoding = str(found[0] if found else named.get("encoding", "utf-8"))

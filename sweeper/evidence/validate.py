@@ -29,7 +29,18 @@ from sweeper.evidence.rules import (
 )
 
 # In the order in which their rules are shown.
-CHECKS = ("folder", "size", "time", "data", "logs", "seeds", "scores", "statistics", "evaluation")
+CHECKS = (
+    "folder",
+    "size",
+    "code",
+    "time",
+    "data",
+    "logs",
+    "seeds",
+    "scores",
+    "statistics",
+    "evaluation",
+)
 SHOWN = 3  # pieces of evidence a rule, in a table; JSON has them all
 
 
