@@ -171,7 +171,7 @@ def _asks(reading: Reading, node: ast.AST) -> bool:
 
 def updates_of(reading: Reading, function: Function) -> list[ast.Call]:
     """The calls of a function that change weights, or take gradients: backward, grad, step."""
-    if function.owner is not None and _is_machinery(reading, function.owner):
+    if function.owner is not None and is_machinery(reading, function.owner):
         return []
     found = []
     for node in function.nodes:
@@ -200,7 +200,7 @@ def _of_gradient(node: ast.Call) -> bool:
     return any("grad" in names_in(each) for each in node.args)
 
 
-def _is_machinery(reading: Reading, owner: str) -> bool:
+def is_machinery(reading: Reading, owner: str) -> bool:
     """Optimisers and autograd functions, whose own methods are how any update is made."""
     bases = [reading.program.dotted(each) for each in reading.program.classes[owner].bases]
     return any("Optimizer" in each or "autograd.Function" in each for each in bases)

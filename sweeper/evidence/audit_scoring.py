@@ -194,6 +194,9 @@ def min_over_passes(reading: Reading) -> Iterator[Finding]:
                 yield from _least(reading, function, node)
             elif isinstance(node, ast.If):
                 yield from _chosen(reading, node)
+            if _is_lower_of_two(reading, node):
+                why = "the lower of two scores is taken"
+                yield reading.find(Kind.MIN_OVER_PASSES, node, Confidence.HIGH, why)
 
 
 def _least(reading: Reading, function: Function, node: ast.Call) -> Iterator[Finding]:
@@ -208,6 +211,51 @@ def _least(reading: Reading, function: Function, node: ast.Call) -> Iterator[Fin
         if all(telling.search(each) for each in names):
             why = "the lowest of several scores is taken"
             yield reading.find(Kind.MIN_OVER_PASSES, node, Confidence.MEDIUM, why)
+
+
+def _is_lower_of_two(reading: Reading, node: ast.AST) -> bool:
+    """Whether an expression is the lower of two scores, however it says so."""
+    if isinstance(node, ast.IfExp):
+        compared = isinstance(node.test, ast.Compare) and _all_scores(node.test.left, node.body)
+        return compared and _all_scores(node.body, node.orelse)
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Call):
+        first = isinstance(node.slice, ast.Constant) and node.slice.value == 0
+        return first and reading.program.called(node.value) == "sorted" and _listed(node.value.args)
+    if not isinstance(node, ast.Call):
+        return False
+    called = reading.program.called(node)
+    if called in ("torch.where", "numpy.where") and len(node.args) == 3:
+        return isinstance(node.args[0], ast.Compare) and _all_scores(*node.args[1:])
+    if called in ("torch.amin", "torch.min", "numpy.amin", "numpy.min"):
+        return len(node.args) > 0 and _is_stack(reading, node.args[0])
+    if not isinstance(node.func, ast.Attribute):
+        return False
+    owner, last = node.func.value, node.func.attr
+    if last in ("minimum", "fmin") and len(node.args) == 1:
+        return _all_scores(owner, node.args[0])
+    if last in ("clamp", "clip", "clamp_max"):
+        most = [each.value for each in node.keywords if each.arg == "max"]
+        return _all_scores(owner, *(most or node.args[:1])) and bool(most or last == "clamp_max")
+    return last in ("min", "amin") and _is_stack(reading, owner)
+
+
+def _all_scores(*nodes: ast.expr) -> bool:
+    return all(SCORES.search(_telling(each)) for each in nodes)
+
+
+def _listed(nodes: list[ast.expr]) -> bool:
+    """Whether a list is one of several scores."""
+    lists = [each for each in nodes if isinstance(each, ast.List | ast.Tuple)]
+    return any(len(each.elts) > 1 and _all_scores(*each.elts) for each in lists)
+
+
+def _is_stack(reading: Reading, node: ast.expr) -> bool:
+    stacking = ("torch.stack", "torch.cat", "numpy.stack")
+    return (
+        isinstance(node, ast.Call)
+        and reading.program.called(node) in stacking
+        and _listed(node.args)
+    )
 
 
 def _telling(node: ast.expr) -> str:

@@ -9,8 +9,15 @@ import ast
 import re
 from collections.abc import Iterator
 
-from sweeper.evidence.audit_order import order_of
-from sweeper.evidence.audit_reading import Confidence, Finding, Kind, Reading, loops_around
+from sweeper.evidence.audit_order import is_machinery, order_of
+from sweeper.evidence.audit_reading import (
+    Confidence,
+    Finding,
+    Kind,
+    Reading,
+    calls_in,
+    loops_around,
+)
 from sweeper.evidence.audit_scoring import SAYS
 from sweeper.evidence.flows import Function, names_in, position
 
@@ -22,6 +29,7 @@ CACHE_CLASS = re.compile(r"n_?gram|cache|ppm|mixer|blend|memory|trie|hedge", re.
 KV_CACHE = re.compile(r"(^|_)(kv|k|v|cos|sin|rope|rotary|mask)_?cache", re.I)
 # What fills a table at places that data choose.
 FILLING = frozenset({"scatter_add_", "scatter_", "index_add_", "index_put_", "scatter_reduce_"})
+PLACING = FILLING | {"scatter", "scatter_add", "index_add", "index_put"}
 COUNTERS = frozenset({"numpy.add.at", "numpy.bincount", "torch.bincount", "torch.histc"})
 DICTS = frozenset({"dict", "defaultdict", "Counter", "OrderedDict"})
 DISTRIBUTION = re.compile(
@@ -50,7 +58,10 @@ def ngram_cache(reading: Reading) -> Iterator[Finding]:
             seen.add((function, place))
             order = order_of(reading, function, node, _reads(reading, function, node, table))
             said = " ".join([function.qualname, *sorted(names_in(table))])
-            confidence = Confidence.HIGH if TABLE.search(said) else Confidence.MEDIUM
+            # A tally that nothing here reads may be there to be shown.
+            tally = isinstance(node, ast.Call) and getattr(node.func, "attr", "") in FILLING
+            read = not tally or bool(_reads(reading, function, node, table))
+            confidence = Confidence.HIGH if TABLE.search(said) and read else Confidence.MEDIUM
             why = f"{function.qualname} fills a table by tokens that it scores; {SAYS[order]}"
             yield reading.find(Kind.NGRAM_CACHE, node, confidence, why, order)
 
@@ -167,6 +178,9 @@ def _is_filled(reading: Reading, node: ast.AST) -> bool:
 def target_lookup(reading: Reading) -> Iterator[Finding]:
     """Predictions that depend on the token to be predicted, other than by being read off at it."""
     for function in reading.program.functions:
+        # A gradient that is written by hand has the target in it.
+        if function.owner is not None and is_machinery(reading, function.owner):
+            continue
         models = function.name in ("forward", "forward_logits", "__call__") and function.owner
         if function not in reading.evaluating and not models:
             continue
@@ -184,12 +198,14 @@ def _seen(reading: Reading, function: Function, node: ast.AST) -> tuple[Confiden
             return Confidence.HIGH, ALTERED
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         last = node.func.attr
-        indices = node.args[1:2] if last in FILLING else node.args
+        indices = node.args[1:2] if last in PLACING else node.args
         at_target = any(_is_index(reading, function, each) for each in indices)
-        if at_target and last in FILLING and _is_prediction(node.func.value):
+        if at_target and last in PLACING and _is_prediction(node.func.value):
             return Confidence.HIGH, ALTERED
         if at_target and EMBEDDING.search(last):
             return Confidence.HIGH, "the model is given an embedding of the target"
+    elif isinstance(node, ast.BinOp) and _is_raised(reading, function, node):
+        return Confidence.HIGH, ALTERED
     elif isinstance(node, ast.Subscript) and _is_read_at_target(reading, function, node):
         return Confidence.MEDIUM, UNNORMALISED
     return None
@@ -201,6 +217,20 @@ def _is_altered(reading: Reading, function: Function, target: ast.expr) -> bool:
         and _is_prediction(target.value)
         and _is_index(reading, function, target.slice)
     )
+
+
+def _is_raised(reading: Reading, function: Function, node: ast.BinOp) -> bool:
+    """logits + bonus * one_hot(target)"""
+    for one, other in ((node.left, node.right), (node.right, node.left)):
+        hot = [
+            call for call in calls_in(ast.walk(other)) if "one_hot" in reading.program.called(call)
+        ]
+        at_target = any(
+            _is_index(reading, function, each) for call in hot for each in call.args[:1]
+        )
+        if at_target and isinstance(node.op, ast.Add | ast.Sub) and _is_prediction(one):
+            return True
+    return False
 
 
 def _is_read_at_target(reading: Reading, function: Function, node: ast.Subscript) -> bool:
