@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sweeper.evidence.flows import Function, Program
 from sweeper.evidence.flows_data import Flow, Source
+from sweeper.evidence.flows_spelling import names_of, spell_out
 from sweeper.evidence.unpack import Layer
 
 MOST_TEXT = 160  # characters of a line that is shown
@@ -105,12 +106,17 @@ LOSS_NAMES = re.compile(r"loss|nll|nats|bits|xent|score|(^|_)ce(_|$)|bpb", re.I)
 
 
 class Reading:
-    """One layer of a script as its rules see it; computed once, when first asked for."""
+    """One layer of a script as its rules see it; computed once, when first asked for.
+
+    The tree is spelled out in place: what it is read for first is done by then.
+    """
 
     def __init__(self, layer: Layer, tree: ast.Module, path: Path | None) -> None:
         self.layer = layer
         self.path = path  # the script's own, beside which local modules lie
-        self.program = Program(tree)
+        names = names_of(tree)
+        spell_out(tree)
+        self.program = Program(tree, names)
         self._lines = layer.lines
 
     @cached_property

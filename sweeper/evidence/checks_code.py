@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sweeper.evidence.checks_common import read_text
 from sweeper.evidence.imports import imported, named_in_calls, on_the_path, parsed
 from sweeper.evidence.record import LoggedRun, Record
 from sweeper.evidence.rules import (
@@ -25,6 +24,7 @@ from sweeper.evidence.rules import (
     unknown,
     warned,
 )
+from sweeper.evidence.texts import read_text
 
 # Files beside the script that hold more than text: code made ahead, archives, tensors.
 BINARIES = (

@@ -29,6 +29,8 @@ COMMON = frozenset(
     | {"read", "replace", "reset", "run", "save", "set", "size", "sort", "split", "start"}
     | {"state_dict", "step", "stop", "sum", "to", "train", "update", "values", "view", "write"}
 )
+# A method that so many classes have says nothing of whose it is.
+MOST_OWNERS = 20
 AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -38,7 +40,7 @@ class Function:
 
     name: str
     owner: str | None
-    node: AnyFunction | ast.Module = field(repr=False)
+    node: AnyFunction | ast.Lambda | ast.Module = field(repr=False)
     nodes: tuple[ast.AST, ...] = field(repr=False)
 
     @property
@@ -66,7 +68,8 @@ class Call:
     """A call in one function of another that the source defines.
 
     Where a function is handed on, `node` is the call that it is handed to, and its own arguments
-    are what follows it there: all but the first `skipped`.
+    are what follows it there: all but the first `skipped`. Of its parameters the first `given` have
+    their values already, from functools.partial.
     """
 
     caller: Function
@@ -74,11 +77,60 @@ class Call:
     node: ast.Call
     strong: bool
     skipped: int = 0
+    given: int = 0
+
+
+class Renamings:
+    """Functions of a source by what else they are called: an alias, an entry, a partial.
+
+    By the last part of a name alone: `self.step = update` and `step = update` are one.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.found: dict[str, dict[Function, int]] = {}
+        for node in program.nodes:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                meant = dict(self._meant(node.value))
+                for name in filter(None, map(_last_name, targets)) if meant else ():
+                    self.found.setdefault(name, {}).update(meant)
+
+    def of(self, node: ast.expr) -> Iterator[tuple[Function, bool, int]]:
+        """What a call of it calls, whether that is sure, and how many arguments it has already."""
+        if isinstance(node, ast.Name) and node.id in self.program.own_names:
+            return
+        meant = dict(self._meant(node)) if isinstance(node, ast.Call) else {}
+        meant = meant or self.found.get(_last_name(node) or "", {})
+        for function, given in meant.items():
+            yield function, len(meant) == 1, given
+
+    def _meant(self, value: ast.expr) -> Iterator[tuple[Function, int]]:
+        """The functions that an expression is or holds."""
+        if isinstance(value, ast.Name):
+            yield from ((each, 0) for each in self.program.named(value.id))
+        elif isinstance(value, ast.Dict | ast.List | ast.Tuple):
+            for each in value.values if isinstance(value, ast.Dict) else value.elts:
+                if isinstance(each, ast.Name):
+                    yield from self._meant(each)
+        elif self.program.called(value).rpartition(".")[2] in ("partial", "partialmethod"):
+            assert isinstance(value, ast.Call)
+            for each in value.args[:1]:
+                for function, _ in self._meant(each):
+                    yield function, len(value.args) - 1
+
+
+def _last_name(node: ast.expr) -> str | None:
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None
 
 
 @dataclass(eq=False)
 class Program:
-    """One source, read."""
+    """One source, read. `aliases` are what its imports bring in: flows_spelling.names_of."""
 
     tree: ast.Module
     aliases: dict[str, str] = field(default_factory=dict)
@@ -90,23 +142,11 @@ class Program:
         self.nodes = tuple(ast.walk(self.tree))
         for node in self.nodes:
             self.parents.update((child, node) for child in ast.iter_child_nodes(node))
-        for node in self.nodes:
-            self._take_import(node)
         self._collect(self.tree, None)
         inside = {each for function in self.functions for each in function.nodes}
         top = tuple(each for each in self.nodes if each not in inside)
         self.top = Function("the top level", None, self.tree, top)
         self.functions.append(self.top)
-
-    def _take_import(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                top = alias.name.partition(".")[0]
-                self.aliases[alias.asname or top] = alias.name if alias.asname else top
-        elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            for alias in node.names:
-                self.aliases[alias.asname or alias.name] = f"{module}.{alias.name}"
 
     def _collect(self, scope: ast.AST, owner: str | None) -> None:
         """Functions that stand in no other; those within belong to it."""
@@ -116,6 +156,11 @@ class Program:
             elif isinstance(node, ast.ClassDef):
                 self.classes[node.name] = node
                 self._collect(node, node.name)
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+                inside = tuple(ast.walk(node.value))
+                for target in node.targets:
+                    if isinstance(target, ast.Name):
+                        self.functions.append(Function(target.id, owner, node.value, inside))
             elif isinstance(node, ast.stmt | ast.excepthandler):
                 self._collect(node, owner)
 
@@ -172,12 +217,27 @@ class Program:
                 continue
             for callee, strong in self.callees(node, function):
                 yield Call(function, callee, node, strong)
+            for callee, strong, count in self.renamings.of(node.func):
+                yield Call(function, callee, node, strong, given=count)
             # A function that is handed on is called by whoever takes it.
             given = [*node.args, *[keyword.value for keyword in node.keywords]]
             for number, each in enumerate(given, 1):
                 if isinstance(each, ast.Name):
                     for callee in self._named.get((None, each.id), ()):
                         yield Call(function, callee, node, True, number)
+
+    @cached_property
+    def renamings(self) -> Renamings:
+        return Renamings(self)
+
+    def named(self, name: str) -> list[Function]:
+        """The functions of that name that are no methods."""
+        return self._named.get((None, name), [])
+
+    @cached_property
+    def own_names(self) -> set[str]:
+        """The functions and classes that it defines by name."""
+        return {name for owner, name in self._named if owner is None} | set(self.classes)
 
     @cached_property
     def _named(self) -> dict[tuple[str | None, str], list[Function]]:
@@ -209,6 +269,8 @@ class Program:
         if self._is_module(target.value):
             return []
         methods = self._methods.get(target.attr, [])
+        if len(methods) > MOST_OWNERS:
+            return []
         strong = len(methods) == 1 and target.attr not in COMMON
         return [(each, strong) for each in methods]
 

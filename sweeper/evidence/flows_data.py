@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ COUNTING = frozenset(
 DESCRIBING = frozenset(
     {"shape", "size", "dtype", "device", "ndim", "nbytes", "name", "itemsize", "stem"}
 )
+# Where a name is bound, whether only a part of it, and to what.
+Entry = tuple[tuple[int, int], bool, ast.expr]
 HOLDS_DATA = re.compile(r"load|data|stream|token|batch|iter|reader|shard", re.I)
 
 
@@ -43,6 +46,7 @@ class Flow:
         self.held: dict[Function, set[str]] = {each: set() for each in program.functions}
         self.given: dict[Function, set[str]] = {each: set() for each in program.functions}
         self.fields: set[tuple[str, str]] = set()  # of a class
+        self._bound: dict[Function, dict[str, list[Entry]]] = {}
         self._pairs = {each: list(_bindings(each)) for each in program.functions}
         for _ in range(self.MOST_ROUNDS):
             before = sum(map(len, self.held.values())) + len(self.fields)
@@ -92,15 +96,26 @@ class Flow:
 
         What is put into a part of it counts as well, unless the `whole` is asked for.
         """
-        found: ast.expr | None = None
-        at = (0, 0)
-        for targets, value in self._pairs[function]:
-            for target in targets:
-                place = position(target)
-                part = isinstance(target, ast.Subscript)
-                if at < place < before and not (whole and part) and _binds(target, name):
-                    found, at = value, place
-        return found
+        entries = self._entries(function).get(name, [])
+        for number in range(bisect_left(entries, before, key=_place) - 1, -1, -1):
+            _, part, value = entries[number]
+            if not (whole and part):
+                return value
+        return None
+
+    def _entries(self, function: Function) -> dict[str, list[Entry]]:
+        """What binds each name of a function, in the order of the text."""
+        known = self._bound.get(function)
+        if known is None:
+            known = self._bound[function] = {}
+            for targets, value in self._pairs[function]:
+                for target in targets:
+                    entry = position(target), isinstance(target, ast.Subscript), value
+                    for name in _names_bound(target):
+                        known.setdefault(name, []).append(entry)
+            for entries in known.values():
+                entries.sort(key=_place)
+        return known
 
     def _parts(self, node: ast.AST, function: Function) -> Iterator[ast.AST]:
         """The nodes of an expression that can make it hold something."""
@@ -186,13 +201,21 @@ class Flow:
                 self.given[call.callee].add(name)
 
 
-def _binds(target: ast.expr, name: str) -> bool:
-    """Whether a target binds a name, wholly or in a part of it."""
-    while isinstance(target, ast.Subscript | ast.Starred):
-        target = target.value
-    if isinstance(target, ast.Tuple | ast.List):
-        return any(_binds(each, name) for each in target.elts)
-    return isinstance(target, ast.Name) and target.id == name
+def _place(entry: Entry) -> tuple[int, int]:
+    return entry[0]
+
+
+def _names_bound(target: ast.expr) -> Iterator[str]:
+    """The names that a target binds, wholly or in a part of them."""
+    waiting = [target]
+    while waiting:
+        each = waiting.pop()
+        while isinstance(each, ast.Subscript | ast.Starred):
+            each = each.value
+        if isinstance(each, ast.Tuple | ast.List):
+            waiting += each.elts
+        elif isinstance(each, ast.Name):
+            yield each.id
 
 
 def _is_self(node: ast.Attribute) -> bool:
@@ -240,7 +263,8 @@ def _of_loop(target: ast.expr, iterated: ast.expr) -> Iterator[tuple[list[ast.ex
 
 def arguments(call: Call) -> Iterator[tuple[str, ast.expr]]:
     """A call's arguments by the names of the parameters that take them."""
-    yield from zip(call.callee.params, call.node.args[call.skipped :], strict=False)
+    names = call.callee.params[call.given :]
+    yield from zip(names, call.node.args[call.skipped :], strict=False)
     params = set(call.callee.params)
     for keyword in call.node.keywords:
         if keyword.arg in params and keyword.arg is not None:

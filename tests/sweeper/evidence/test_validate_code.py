@@ -140,6 +140,10 @@ def test_tokens_of_another_tokenizer(folder: Path) -> None:
     found = judge(folder)
     assert rules(found) == {"val-tokens"}
     assert "that of SP8192 caseops" in text_of(found["val-tokens"])
+    doctor(folder, ALL, "val_tokens: 47851520", "val_tokens: 62021632")
+    finding = judge(folder)["val-tokens"]
+    assert finding.status is Status.FAIL
+    assert "of 206 M bytes, the set has 151.08 M: another text" in text_of(finding)
 
 
 def test_one_number_in_two_ways_is_one_setting(folder: Path) -> None:

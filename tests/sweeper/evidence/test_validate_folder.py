@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_a_script_that_does_not_compile(folder: Path) -> None:
     assert "script-compiles" in rules(judge(folder))
 
 
+@pytest.mark.parametrize("name", ["README.md", "submission.json"])
+def test_a_pipe_is_no_file_to_wait_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert rules(judge(folder)) == {"folder-files"}
+
+
+def test_a_requirements_file_in_another_encoding(folder: Path) -> None:
+    (folder / "requirements.txt").write_text("torch\nbrotli\n", encoding="utf-16")
+    assert judge(folder)["compressor"].status is Status.PASS
+
+
 @pytest.mark.parametrize("name", ["README.md", "train_gpt.py", "submission.json"])
 def test_a_file_that_is_missing(folder: Path, name: str) -> None:
     (folder / name).unlink()
@@ -133,6 +146,7 @@ def test_what_is_to_be_looked_at(folder: Path, rule: str) -> None:
         ("Welch's t-test gives t = 5.1, p < 0.001.", "zero difference"),
         ("One-sided: t = 5.1, p = 0.001.", "zero difference"),
         ('"p_value": 0.001', "zero difference"),
+        ("An improvement of 0.0060 BPB (> 0.005).", "not BPB"),
         ("The gain is 0.0059 BPB / 0.005 = 1.2 margins: delta bpb/0.005", "not BPB"),
     ],
 )
@@ -147,6 +161,9 @@ def test_a_test_of_something_else(folder: Path, line: str, words: str) -> None:
 def test_a_test_of_the_margin_is_not_blamed(folder: Path) -> None:
     line = "Welch's t-test, H0: gain <= margin of 0.005 nats: t = 62.1, p < 0.001."
     for text in (line, "Dropout with p = 0.1."):
+        (folder / "README.md").write_text(README + "\n" + text + "\n")
+        assert judge(folder)["test-wording"].status is Status.PASS
+    for text in ("A gain of 0.0223 BPB (> 0.005 nats).", "From 1.1 to 1.0924 BPB > 0.0051."):
         (folder / "README.md").write_text(README + "\n" + text + "\n")
         assert judge(folder)["test-wording"].status is Status.PASS
 

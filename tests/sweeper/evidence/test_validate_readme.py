@@ -111,6 +111,24 @@ def test_other_records_numbers_are_not_held_against_it(folder: Path, text: str) 
     assert rules(judge(folder)) == set()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "The previous record's val_bpb: 1.1147 (5-seed mean).",
+        "PR #1019 had **1.1147 BPB**, a 5-seed mean.",
+        "The baseline's val_bpb is 1.2244, the mean of 8 seeds.",
+    ],
+)
+def test_a_standing_record_in_the_opening_is_not_this_one(folder: Path, line: str) -> None:
+    (folder / "README.md").write_text(README.replace(HEAD, f"{line}\n\n**Score: 1.0924**"))
+    found = judge(folder)
+    assert rules(found) == set()
+    # Nor does it hide the record's own mean on the same line.
+    own = f"**val_bpb: 1.0824** (7-seed mean). {line}"
+    (folder / "README.md").write_text(README.replace(HEAD, own))
+    assert rules(judge(folder)) == {"headline", "selection"}
+
+
 def test_the_column_is_found_beside_others(folder: Path) -> None:
     for old, new, rule in (
         ("**1.0927**", "**1.0917**", "seed-scores"),
