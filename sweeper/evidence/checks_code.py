@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sweeper.evidence.claims import read_text
 from sweeper.evidence.imports import imported, named_in_calls, on_the_path, parsed
 from sweeper.evidence.record import LoggedRun, Record
 from sweeper.evidence.rules import (
@@ -24,7 +25,6 @@ from sweeper.evidence.rules import (
     unknown,
     warned,
 )
-from sweeper.evidence.texts import read_text
 
 # Files beside the script that hold more than text: code made ahead, archives, tensors.
 BINARIES = (

@@ -6,13 +6,10 @@ Nothing here decides a rule.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from sweeper.evidence.choose import seed_in_name
 from sweeper.evidence.claims import seed_of
 from sweeper.evidence.record import Claimed, LoggedRun, Record
-
-MOST_BYTES = 4 << 20  # of a text file beside the logs; what is longer is none to read
 
 
 def claims_by_run(
@@ -35,17 +32,6 @@ def runs_of(record: Record, seed: int) -> list[LoggedRun]:
     """The counted runs of a seed; by the name of the log where no log has the seed."""
     mine = [run for run in record.counted if run.seed == seed]
     return mine or [run for run in record.counted if seed_in_name(run.path.stem) == seed]
-
-
-def read_text(path: Path | None) -> str:
-    """A small text file; empty where there is none or it is too long to be one."""
-    if path is None:
-        return ""
-    try:
-        with path.open("rb") as file:
-            return file.read(MOST_BYTES).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def off_by_one_digit(claim: Claimed, value: float) -> bool:

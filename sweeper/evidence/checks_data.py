@@ -205,7 +205,8 @@ def _tokens(run: LoggedRun, tokens: int, context: Context) -> Said:
     known, text = tokenizer_of(run), f"{tokens:,} validation tokens"
     whole = plain_bytes(run)
     if whole is not None and whole.of_another_set:
-        text += f" of {whole.size / 1e6:.3g} M bytes, the set has 151.08 M: not the whole of it"
+        what = "not the whole of it" if whole.size < LEAST_BYTES else "another text"
+        text += f" of {whole.size / 1e6:.3g} M bytes, the set has 151.08 M: {what}"
         wrong = context.lenient if known is None else Status.FAIL
         return say(wrong if context.claims_record else Status.WARN, text, run, "val_tokens")
     if any(tokens in each.val_tokens for each in TOKENIZERS) and known is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from sweeper.evidence.checks_common import read_text
+from sweeper.evidence.claims import read_text
 from sweeper.evidence.record import LoggedRun
 from sweeper.evidence.rules import (
     Context,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-from sweeper.evidence.checks_common import read_text
+from sweeper.evidence.claims import read_text
 from sweeper.evidence.record import FILL_IN
 from sweeper.evidence.rules import (
     Context,

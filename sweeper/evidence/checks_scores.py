@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeper.evidence.checks_common import claims_by_run, off_by_one_digit, runs_of
 from sweeper.evidence.choose import seed_in_name
-from sweeper.evidence.claims import STD, STD_POPULATION, VAL_BPB, unread
+from sweeper.evidence.claims import (
+    STD,
+    STD_POPULATION,
+    VAL_BPB,
+    of_another,
+    read_text,
+    unread,
+)
 from sweeper.evidence.readme import read_readme
 from sweeper.evidence.record import Claimed, LoggedRun, Record
 from sweeper.evidence.rules import (
@@ -55,12 +62,19 @@ def headline(context: Context) -> Iterator[Said]:
     opening = [each for each in claim.readme if each.where not in in_table]
     readme = [_mean(each, mean, record) for each in opening]
     agree = any(status is Status.PASS for status, _ in readme)
+    lines = read_text(record.readme).splitlines()
     for each, (status, evidence) in zip(opening, readme, strict=True):
         # Further numbers may be of something else; one of them must be the mean.
-        spare = agree and status is Status.FAIL
-        yield warned(evidence.text, each) if spare else (status, evidence)
+        spare = agree or of_another(_before(each, lines))
+        yield warned(evidence.text, each) if spare and status is Status.FAIL else (status, evidence)
     for each in table.means:
         yield _mean(each, mean, record)
+
+
+def _before(claim: Claimed, lines: Sequence[str]) -> str:
+    """The words before a number in its line of README.md."""
+    line = int(claim.where.rpartition(":")[2])
+    return lines[line - 1].partition(claim.text)[0] if line <= len(lines) else ""
 
 
 @dataclass(frozen=True, kw_only=True)

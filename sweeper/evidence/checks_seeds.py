@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
-from sweeper.evidence.checks_common import claims_by_run, read_text
+from sweeper.evidence.checks_common import claims_by_run
 from sweeper.evidence.choose import seed_in_name
+from sweeper.evidence.claims import of_another, read_text
 from sweeper.evidence.record import LoggedRun, Record
 from sweeper.evidence.rules import (
     SEEDS,
@@ -232,29 +234,32 @@ def _more_than_counted(record: Record) -> Iterator[Said]:
     count, path = len(record.counted), record.claim.path
     for name, words in record.claim.fields.items():
         if isinstance(words, str):
-            for text in _confessed(words, count, opening=True):
-                yield failed(f"{name}: {text}", path)
+            for said, text in _confessed(words, count, opening=True):
+                yield said(f"{name}: {text}", path, 0)
         elif name in COUNTS and type(words) is int and words > count:
             yield failed(f"{name} {words}, {_logs(count)}", path)
     opening = True
     for number, line in enumerate(read_text(record.readme).splitlines(), start=1):
         opening = opening and not line.startswith("##")
-        for text in _confessed(line, count, opening=opening):
-            yield failed(text, record.readme, number)
+        for said, text in _confessed(line, count, opening=opening):
+            yield said(text, record.readme, number)
 
 
-def _confessed(words: str, count: int, *, opening: bool) -> Iterator[str]:
+def _confessed(
+    words: str, count: int, *, opening: bool
+) -> Iterator[tuple[Callable[[str, Path | None, int], Said], str]]:
     """What a text says of runs that were not counted; a mean further below may be another's."""
     if opening:
-        for pair in MEAN_OF.findall(words):
-            many = next(each for each in pair if each)
+        for mean in MEAN_OF.finditer(words):
+            many = mean[1] or mean[2]
             if int(many) > count:
-                yield f"a mean of {many} seeds, {_logs(count)}"
+                said = warned if of_another(words[: mean.start()]) else failed
+                yield said, f"a mean of {many} seeds, {_logs(count)}"
     for pattern in BEST_OF:
         if (found := pattern.search(words)) is not None:
             best, of = int(found["best"] or 1), int(found["of"])
             if best < of and of > count:
-                yield f"the best {best} of {of} runs: {found[0]}"
+                yield failed, f"the best {best} of {of} runs: {found[0]}"
                 break
 
 

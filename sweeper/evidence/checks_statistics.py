@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sweeper.evidence.checks_common import read_text
+from sweeper.evidence.claims import read_text
 from sweeper.evidence.rules import (
     ALPHA,
     MARGIN_NATS,
@@ -31,7 +31,9 @@ P_EQUAL = re.compile(r"\bp\b[\"'*`]*\s*[=≈:]\s*[\d.]", re.IGNORECASE)
 TESTED = re.compile(r"\bwelch|\bt[-_ ](?:test|stat\w*)|\bt\s*=\s*[-−+]?\d|\bstudent", re.IGNORECASE)
 MARGIN = re.compile(r"\bmargin\b|0\.005|threshold|non-?inferiority", re.IGNORECASE)
 UNIT_MIX = re.compile(
-    r"0\.005\s*bpb|bpb\s*/\s*0\.005|[Δd]\w*\s*bpb\D{0,20}0\.005(?!\s*nats?)", re.IGNORECASE
+    r"0\.005\s*bpb|bpb\s*/\s*0\.005|[Δd]\w*\s*bpb\D{0,20}0\.005(?!\s*nats?)"
+    r"|bpb[\s*(]*(?:>=?|≥)\s*0\.0050*(?![\d\s-]*nats?|\d)",
+    re.IGNORECASE,
 )
 NEAR = 2  # lines around a p value in which the margin may be named
 

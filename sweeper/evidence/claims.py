@@ -6,6 +6,7 @@ digits, since a claim of 1.0924 is held against a log's 1.09244346 by the digits
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -17,7 +18,8 @@ from typing import Any
 from sweeper.evidence.record import Claim, Claimed
 from sweeper.scores import HEADLINES, Kind, name_score
 
-MOST_BYTES = 4 << 20  # a submission.json that is larger is none
+MOST_BYTES = 4 << 20  # of a text: a submission.json that is larger is none
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # the marks that such a text begins with
 
 # Names of one fact, in the order of precedence.
 VAL_BPB = (
@@ -70,6 +72,12 @@ HEADLINE = re.compile(
 )
 MEAN_ROW = re.compile(r"^\|[\s*_]*(?:\d+[- ]seed )?(?:mean|average)\b", re.IGNORECASE)
 BPB_LIKE = re.compile(r"(?<![\d.+-])(\d\.\d{4,12})(?![\d.])")
+# What follows may be of a record before, as far as the next stop: "PR #1019 had".
+OF_ANOTHER = re.compile(
+    r"\b(?:previous|prior|earlier|baseline|standing"
+    r"|(?:old|current|last|former) (?:sota|record|best)|PR ?#?\d+)\b(?:(?![.;](?:\s|$)).)*$",
+    re.IGNORECASE,
+)
 LEAST_BPB, MOST_BPB = 0.01, 9.0
 
 
@@ -318,20 +326,31 @@ def _seeds(fields: Mapping[str, Any], per_seed: Mapping[str, Any]) -> Iterator[i
 # ---- README.md
 
 
+def read_text(path: Path | None) -> str:
+    """A text file in UTF-8, or in UTF-16 with its mark; empty where there is no regular file.
+
+    A pipe is none: to open it would be to wait for who writes into it.
+    """
+    if path is None or not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES)
+    except OSError:
+        return ""
+    encoding = "utf-16" if data.startswith(UTF_16) else "utf-8-sig"
+    return data.decode(encoding, errors="replace")
+
+
 def _readme(path: Path) -> Iterator[Claimed]:
     """The val_bpb in a README's opening, and the mean in its first table that has one.
 
     Further below other records' scores are quoted as well.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES).decode("utf-8", errors="replace")
-    except OSError:
-        return
     opening, means = True, 0
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         opening = opening and not line.startswith("##")
-        found = HEADLINE.search(line) if opening else None
+        found = _headline(line) if opening else None
         texts = [] if found is None else [found[1] or found[2]]
         if not texts and not means and MEAN_ROW.match(line):
             texts = BPB_LIKE.findall(line)
@@ -339,3 +358,19 @@ def _readme(path: Path) -> Iterator[Claimed]:
         texts = [text for text in texts if LEAST_BPB < float(text) < MOST_BPB]
         if len(texts) == 1:
             yield Claimed(value=float(texts[0]), text=texts[0], where=f"README.md:{number}")
+
+
+def _headline(line: str) -> re.Match[str] | None:
+    """The first score in a line that is not said to be of a record before, else the first."""
+    found = list(HEADLINE.finditer(line))
+    own = (each for each in found if not of_another(line[: each.start()]))
+    return next(own, found[0] if found else None)
+
+
+def of_another(words: str) -> bool:
+    """Whether what follows these words may be of another record than this one.
+
+    "1.0824 against the baseline's 1.2244" it tells; a score that beats the baseline it takes for
+    the baseline's.
+    """
+    return OF_ANOTHER.search(words) is not None

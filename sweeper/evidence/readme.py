@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeper.evidence.claims import LEAST_BPB, MOST_BPB, MOST_BYTES
+from sweeper.evidence.claims import LEAST_BPB, MOST_BPB, read_text
 from sweeper.evidence.record import Claimed
 
 SCORE = re.compile(r"bp[bp]\b|\bscore\b|bpb", re.IGNORECASE)
@@ -80,13 +80,7 @@ class Readme:
 
 def read_readme(path: Path | None, seeds: Collection[int]) -> Readme:
     """What a README's table claims of these seeds; nothing where there is no such file."""
-    if path is None:
-        return Readme()
-    try:
-        with path.open("rb") as file:
-            lines = file.read(MOST_BYTES).decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        return Readme()
+    lines = read_text(path).splitlines()
     stds = tuple(_stds_in_opening(lines))
     for rows in _tables(lines):
         columns = tuple(_columns(rows, seeds))

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sweeper.errors import UserError
-from sweeper.evidence.checks_common import read_text
+from sweeper.evidence.claims import read_text
 from sweeper.evidence.record import Record
 from sweeper.evidence.rules import (
     ALPHA,

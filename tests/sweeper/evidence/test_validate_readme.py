@@ -129,6 +129,15 @@ def test_a_standing_record_in_the_opening_is_not_this_one(folder: Path, line: st
     assert rules(judge(folder)) == {"headline", "selection"}
 
 
+def test_words_of_a_standing_record_do_not_hide_a_wrong_mean(folder: Path) -> None:
+    """What may be of either is to be looked at."""
+    line = "Beats the baseline: **val_bpb 1.0824**, a 7-seed mean."
+    (folder / "README.md").write_text(README.replace(HEAD, line))
+    found = judge(folder)
+    assert rules(found) == set()
+    assert rules(found, Status.WARN) == {"headline", "selection"}
+
+
 def test_the_column_is_found_beside_others(folder: Path) -> None:
     for old, new, rule in (
         ("**1.0927**", "**1.0917**", "seed-scores"),
