@@ -17,14 +17,30 @@ SECRET_WORDS = frozenset(
         *("credential", "credentials", "cookie", "bearer"),
     }
 )
-# Tokens that are no unit: of a person.
-SECRET_TOKENS = re.compile(r"^(?:my|hf|api|auth|access|github|wandb|bot|user)_tokens?$")
-UNITS = re.compile(r"(?:^|_)tokens?_(?:per|a|in|batch|count|budget|path|file|dir|freq|embed)")
-# Ends of names that are of something else: an embedding's key, a path to a key's file.
-NO_SECRETS = frozenset({"num_key", "kv_key", "pass_through", "one_pass", "two_pass"})
+# Words that others are written together with: PGPASSWORD, SSH_PRIVATEKEY.
+SECRET_ENDS = ("password", "passwd", "passphrase", "apikey", "apikeys", "privatekey", "secretkey")
+TOKENS = frozenset({"token", "tokens"})
+# Tokens that are no unit: of a person or a service.
+SECRET_TOKENS = re.compile(
+    r"^(?:my|hf|hub|api|auth|access|refresh|session|github|gitlab|openai|wandb|bot|user)_tokens?$"
+)
+# Tokens that are one, or of a vocabulary: nats_per_token, tokens_seen, bos_token, TOKEN_SHIFT.
+UNITS = re.compile(
+    r"(?:^|_)tokens?_(?:per|a|in|batch|count|budget|path|file|dir|freq|embed|seen|dim|mixer|shift"
+    r"|loss)"
+    r"|(?:^|_)(?:per|bos|eos|pad|mask|unk|sep|cls|special|vocab|first|next|last|bpb)_tokens?(?:_|$)"
+)
+# Parts of a model beside which a key is one of attention; passes that are counted.
+MODEL_WORDS = frozenset(
+    {"dim", "head", "heads", "norm", "proj", "query", "qkv", "kv", "scale", "gain", "attn", "cache"}
+)
+PASSES = re.compile(r"^(?:n|num|pass)_(?:pass|num|through)$|^(?:one|two)_pass$")
+PROSE_NUMBER = re.compile(r"\d{1,5}|\d+\.\d+")  # `token: 3`, `pass: 2`: no secret is so short
+PROSE = frozenset({"token", "key", "keys", "pass"})
+A_UNIT = re.compile(r"\bper\s$|\b(?:nats|bits|bytes|ms|loss)/$")  # what stands before: per token
 IN_URL = re.compile(r"(?<=://)[^\s/@:]*:[^\s@]+(?=@[\w.-])|(?<=://)[^\s/@:]+(?=@[\w.-])")
 PAIR = re.compile(
-    r"""(?P<start>["']?(?P<name>[A-Za-z][\w.-]*)["']?\s*[:=]\s*)"""
+    r"""(?P<start>["']?(?P<name>[A-Za-z][\w.-]*)["']?\]?\s*[:=]\s*)"""
     r"""(?P<value>\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'"""
     r"""|(?:[Bb]earer\s+|[Bb]asic\s+)?[^\s,;"']+)""",
     re.DOTALL,
@@ -42,10 +58,14 @@ def is_secret(name: str) -> bool:
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
     if SECRET_TOKENS.fullmatch(re.sub(r"_\d+$", "", text)):
         return True
-    if text in NO_SECRETS or UNITS.search(text):
+    if PASSES.match(text):
         return False
-    parts = [part for part in re.split(r"[^a-z]+", text) if part]
-    return any(part in SECRET_WORDS for part in parts)
+    parts = {part for part in re.split(r"[^a-z]+", text) if part}
+    if UNITS.search(text):
+        parts -= TOKENS
+    if parts & MODEL_WORDS:
+        parts -= {"key", "keys"}
+    return bool(parts & SECRET_WORDS) or any(part.endswith(SECRET_ENDS) for part in parts)
 
 
 def redact(text: str, values: Collection[str] = ()) -> str:
@@ -77,7 +97,15 @@ def find_secret(text: str, values: Collection[str] = ()) -> str | None:
 
 
 def _masked(pair: re.Match[str]) -> str:
-    if not is_secret(pair["name"]):
+    if not is_secret(pair["name"]) or _is_prose(pair):
         return pair[0]
     quote = pair["value"][0] if pair["value"][0] in "\"'" else ""
     return f"{pair['start']}{quote}{MASK}{quote}"
+
+
+def _is_prose(pair: re.Match[str]) -> bool:
+    """Whether it counts something: `nats per token: 2.3`, `pass: 3 of 4`."""
+    if pair["name"] not in PROSE:
+        return False
+    before = pair.string[max(0, pair.start() - 8) : pair.start()]
+    return bool(A_UNIT.search(before) or PROSE_NUMBER.fullmatch(pair["value"]))

@@ -13,6 +13,7 @@ from sweeper.redact import is_secret, redact
         *("WANDB_API_KEY", "WANDB_KEY", "HF_TOKEN", "HF_TOKEN_2", "GITHUB_PAT", "MY_TOKENS"),
         *("NGROK_AUTHTOKEN", "MY_APIKEY", "DB_PASS", "AWS_ACCESS_KEY_ID", "AUTH_HEADER"),
         *("SECRET_VALUE", "password", "apiKey", "Authorization", "AWS_SECRET_ACCESS_KEY"),
+        *("PGPASSWORD", "SSH_PRIVATEKEY", "apikeys", "OPENAI_TOKENS", "PRIVATE_KEY"),
     ],
 )
 def test_what_is_a_secret(name: str) -> None:
@@ -25,6 +26,9 @@ def test_what_is_a_secret(name: str) -> None:
         *("TRAIN_BATCH_TOKENS", "VAL_TOKENS", "EVAL_SUBSET_TOKENS", "TOKENIZER_PATH", "AUTHOR"),
         *("TOKENS_PER_STEP", "MATRIX_LR", "PATH", "COMPASS", "NUM_KV_HEADS", "PATIENCE", "SEED"),
         *("tokens", "train_tokens", "tok_s", "keyword", "passes", "DATA_PATH"),
+        *("nats_per_token", "BYTES_PER_TOKEN", "BOS_TOKEN", "pad_token_id", "tokens_seen"),
+        *("KEY_DIM", "HEAD_KEY_DIM", "QKV_KEY", "key_heads", "TOKEN_SHIFT", "NUM_PASS", "attn.key"),
+        *("pass_through", "one_pass", "two_pass", "num_key_heads", "kv_key"),
     ],
 )
 def test_what_is_none(name: str) -> None:
@@ -43,6 +47,10 @@ def test_what_is_none(name: str) -> None:
         ('{"HF_TOKEN": "a\\"b", "LR": "c"}', '{"HF_TOKEN": "…", "LR": "c"}'),
         ("train_batch_tokens: 786432", "train_batch_tokens: 786432"),
         ("val_tokens:62021632 step:1/9", "val_tokens:62021632 step:1/9"),
+        ("nats per token: 2.3 bits/token: 3.1", "nats per token: 2.3 bits/token: 3.1"),
+        ("pass: 3 of 4, key: 3", "pass: 3 of 4, key: 3"),
+        ("DB_PASS=12345 password: 123", "DB_PASS=… password: …"),
+        ('os.environ["HF_TOKEN"] = "abc"', 'os.environ["HF_TOKEN"] = "…"'),
         ("me@example.org, https://host/a@b", "me@example.org, https://host/a@b"),
     ],
 )
