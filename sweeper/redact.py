@@ -38,13 +38,16 @@ PASSES = re.compile(r"^(?:n|num|pass)_(?:pass|num|through)$|^(?:one|two)_pass$")
 PROSE_NUMBER = re.compile(r"\d{1,5}|\d+\.\d+")  # `token: 3`, `pass: 2`: no secret is so short
 PROSE = frozenset({"token", "key", "keys", "pass"})
 A_UNIT = re.compile(r"\bper\s$|\b(?:nats|bits|bytes|ms|loss)/$")  # what stands before: per token
-IN_URL = re.compile(r"(?<=://)[^\s/@:]*:[^\s@]+(?=@[\w.-])|(?<=://)[^\s/@:]+(?=@[\w.-])")
+# Bounded, for in a text of nothing but :// each would be followed to the text's end.
+IN_URL = re.compile(r"(?<=://)[^\s/@:]*:[^\s@]{1,2000}+(?=@[\w.-])|(?<=://)[^\s/@:]+(?=@[\w.-])")
+# A name is tried from its first letter alone: from each, a long word would take the square of it.
 PAIR = re.compile(
-    r"""(?P<start>["']?(?P<name>[A-Za-z][\w.-]*)["']?\]?\s*[:=]\s*)"""
+    r"""(?P<start>["']?(?<![\w.-])(?P<name>[\w.-]+)["']?\]?\s*[:=]\s*)"""
     r"""(?P<value>\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'"""
     r"""|(?:[Bb]earer\s+|[Bb]asic\s+)?[^\s,;"']+)""",
     re.DOTALL,
 )
+FLAG = re.compile(r"(?<!\S)(?P<start>--?(?P<name>[A-Za-z][\w-]*)[ \t]+)(?P<value>[^\s-]\S*)")
 SHORTEST = 6  # characters of a value that is looked for anywhere: others are words
 
 
@@ -55,7 +58,7 @@ def secret_values(settings: Mapping[str, object]) -> frozenset[str]:
 
 def is_secret(name: str) -> bool:
     """Whether the value of a setting of this name is nobody's business."""
-    text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_").strip("_")
     if SECRET_TOKENS.fullmatch(re.sub(r"_\d+$", "", text)):
         return True
     if PASSES.match(text):
@@ -69,10 +72,12 @@ def is_secret(name: str) -> bool:
 
 
 def redact(text: str, values: Collection[str] = ()) -> str:
-    """A text without secrets: of `NAME=value` and `"name": "value"` by their names, passwords in
-    URLs, and the given values wherever they stand.
+    """A text without secrets: of `NAME=value`, `"name": "value"` and `--name value` by their names,
+    passwords in URLs, and the given values wherever they stand.
     """
-    return without(IN_URL.sub(MASK, PAIR.sub(_masked, text)), values)
+    # Values first: of one with spaces a name tells only where it begins.
+    named = FLAG.sub(_masked, PAIR.sub(_masked, without(text, values)))
+    return IN_URL.sub(MASK, named)
 
 
 def without(text: str, values: Collection[str]) -> str:

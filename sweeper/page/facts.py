@@ -9,17 +9,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sweeper.aggregate import ON_FRESH, runs_frame, trials_frame
 from sweeper.curves import last_attempts
-from sweeper.layout import AttemptDir, SweepDir
+from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
 from sweeper.logs import describe_failure
+from sweeper.page.finite import FiniteLedger
+from sweeper.page.hiding import secrets_of, told
 from sweeper.page.html import cut
 from sweeper.page.logs import Tail, read_tails
-from sweeper.page.traces import Trace, read_trace
+from sweeper.page.traces import Trace, read_traces
 from sweeper.pulse import is_alive
 from sweeper.pulse import read as read_pulse
 from sweeper.rows import AttemptRow, NoteRow, RunState, StageRow
@@ -78,6 +79,8 @@ class Group:
         row = self.row
         if not row["n"]:
             return "no seed has finished"
+        if len(self.values("val_bpb")) < row["n"]:
+            return "not every run of its has a score that is a finite number"
         if self.mean is None:
             return f"its runs are scored by {row['metric']}, which have no mean"
         if row["n"] < row["seeds"]:
@@ -133,6 +136,9 @@ class Facts:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tails: Mapping[tuple[str, int], Tail] = field(default_factory=dict)
     traces: tuple[Trace, ...] = ()
+    # What of a run is not as it should be, and is left out; by trial and seed.
+    odd: Mapping[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
+    secrets: frozenset[str] = frozenset()  # values that stand nowhere on the page
     found: Findings | None = None
 
     @property
@@ -161,7 +167,7 @@ class Facts:
     @cached_property
     def verdict(self) -> Verdict | None:
         """Of a sweep whose configurations are all known before; None where fewer than two are."""
-        if len(self.compared) < 2 or self.found is not None:
+        if len(self.compared) < 2 or self.spec.search is not None:
             return None
         return judge(self.compared)
 
@@ -175,10 +181,14 @@ class Facts:
         """Why the first runs have failed that did, with the end of the traceback."""
         keys = [(r["trial"], r["seed"]) for r in self.runs if r["state"] == RunState.FAILED]
         return {
-            key: cut(describe_failure(self.last[key]), FAILURE_LETTERS)
+            key: self.told(describe_failure(self.last[key]), FAILURE_LETTERS)
             for key in keys[:MOST_FAILURES]
             if key in self.last
         }
+
+    def told(self, text: str, letters: int) -> str:
+        """So much of a text as can stand on the page; of a secret not even the beginning."""
+        return cut(told(text, self.secrets), letters)
 
     @cached_property
     def traced(self) -> tuple[str, ...]:
@@ -221,13 +231,16 @@ def judge(compared: Sequence[Group]) -> Verdict:
 def gather(sweep: SweepDir, now: float | None = None) -> Facts:
     """Read a sweep; UserError where there is none."""
     now = time.time() if now is None else now
-    with closing(Ledger.open_for_reading(sweep.ledger)) as ledger, ledger.snapshot():
+    with closing(FiniteLedger.open_for_reading(sweep.ledger)) as ledger, ledger.snapshot():
         groups, runs = read_groups(ledger)
         names = {trial.number: trial.name for trial in ledger.trials()}
         last = {(names[t], seed): each for (t, seed), each in last_attempts(ledger).items()}
-        found = _findings(ledger)
+        found, odd = _findings(ledger), ledger.odd()
         ranked = _in_order(groups, found)
         order = list(dict.fromkeys(group.trial for group in ranked))
+        seeds = _seeds(runs, last)
+        shown = {name: seeds.get(name, []) for name in _comparable(order, found)}
+        traces, unread = read_traces(sweep, shown, last, most=MOST_TRACED)
         return Facts(
             sweep=sweep,
             spec=ledger.spec,
@@ -244,7 +257,9 @@ def gather(sweep: SweepDir, now: float | None = None) -> Facts:
             last=last,
             provenance=_provenance(sweep),
             tails=read_tails(sweep, ledger, _telling_first(runs, order), last),
-            traces=_traces(sweep, runs, _comparable(order, found), last),
+            traces=traces,
+            odd={key: tuple(filter(None, (odd.get(key), unread.get(key)))) for key in last},
+            secrets=secrets_of(ledger.spec, ledger.trials()),
             found=found,
         )
 
@@ -311,7 +326,10 @@ def _findings(ledger: Ledger) -> Findings | None:
         return None
     from sweeper.findings import find  # the surrogate and optuna take two seconds
 
-    return find(ledger)
+    try:
+        return find(ledger)
+    except ValueError:  # a score that it rests on is none
+        return None
 
 
 def _in_order(groups: Sequence[Group], found: Findings | None) -> tuple[Group, ...]:
@@ -348,27 +366,13 @@ def _telling_first(runs: Sequence[Row], order: Sequence[str]) -> list[tuple[str,
     return [(run["trial"], run["seed"]) for run in wanted]
 
 
-def _traces(
-    sweep: SweepDir,
-    runs: Sequence[Row],
-    order: Sequence[str],
-    last: Mapping[tuple[str, int], AttemptRow],
-) -> tuple[Trace, ...]:
-    """The traces of the first few configurations that have any."""
+def _seeds(runs: Sequence[Row], last: Mapping[tuple[str, int], AttemptRow]) -> dict[str, list[int]]:
+    """Those of each trial that have begun."""
     seeds: dict[str, list[int]] = {}
     for run in runs:
         if (run["trial"], run["seed"]) in last:
             seeds.setdefault(run["trial"], []).append(run["seed"])
-    found = (
-        [
-            read_trace(AttemptDir(sweep.path / last[name, seed].path), name, seed)
-            for seed in seeds.get(name, [])
-        ]
-        for name in order
-    )
-    with_points = ([t for t in some if t.losses or t.validations or t.intervals] for some in found)
-    some = islice(filter(None, with_points), MOST_TRACED)
-    return tuple(trace for traces in some for trace in traces)
+    return seeds
 
 
 def _provenance(sweep: SweepDir) -> dict[str, Any]:

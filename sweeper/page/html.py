@@ -10,8 +10,6 @@ import html
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from sweeper.redact import redact
-
 VOID = frozenset({"meta", "br", "hr"})
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # What no page may hold, or what no reader can see; line breaks and tabs stay. So do no signs that
@@ -39,13 +37,10 @@ def clean(text: object) -> str:
 
 
 def E(value: object) -> Html:  # noqa: N802 - as short as it is frequent
-    """Anything as it stands in a page; markup stays as it is, None is a dash.
-
-    What looks like a secret does not stand in it: a page goes to others.
-    """
+    """Anything as it stands in a page; markup stays as it is, None is a dash."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape(NOTHING if value is None else redact(clean(value)), quote=True))
+    return Html(html.escape(NOTHING if value is None else clean(value), quote=True))
 
 
 def cut(text: str, letters: int) -> str:

@@ -242,6 +242,8 @@ def _missing(page: Facts) -> str:
     """What a page without a score waits for."""
     if page.counts[RunState.FAILED] and page.over:
         return f"no run has finished: {plural(page.counts[RunState.FAILED], 'run')} failed"
+    if page.counts[RunState.FINISHED]:
+        return "no run that has finished has a score that can be averaged; see what did not count"
     return "no run has finished yet"
 
 
@@ -259,6 +261,11 @@ def _caution(page: Facts) -> Html:
             lines.append("Scored on a subset of the validation tokens: not a full score.")
         if best.row["resumed"]:
             lines.append(f"{best.row['resumed']} of its runs were interrupted and resumed.")
+    if page.found is None and page.spec.search is not None:
+        lines.append(
+            "What this search has found cannot be told, since a score of it is no number; the best "
+            "of its configurations here is so by the very seeds that chose it."
+        )
     if page.found is not None and page.found.winner is not None:
         lines += _doubts(page.found.winner)
     if page.runs and not page.over:

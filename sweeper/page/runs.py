@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 from sweeper.page.facts import Facts, Row, is_partial
-from sweeper.page.html import NOTHING, Html, cut, join, section, table, tag
+from sweeper.page.html import NOTHING, Html, join, section, table, tag
 from sweeper.page.parts import moment, plural, summary_facts
 from sweeper.phases import number as finite
 from sweeper.rows import RunState
@@ -99,12 +99,12 @@ def _host(run: Row) -> str:
 
 
 def _log(page: Facts, run: Row) -> object:
-    """Where its log is shown on this page; else where its files are."""
+    """Where its log is shown on this page, on paper where it lies; else where its files are."""
     key = (run["trial"], run["seed"])
     tail = page.tails.get(key)
-    if key in page.failures or (tail is not None and tail.text):
-        return tag("a", "log", href=f"#{anchor(page, key)}")
     path = tail.path if tail is not None else run["path"]
+    if key in page.failures or (tail is not None and tail.text):
+        return tag("a", "log", href=f"#{anchor(page, key)}", data_path=str(path))
     return NOTHING if path is None else _link(str(path))
 
 
@@ -134,7 +134,9 @@ def excluded(page: Facts) -> Html:
 def _of_runs(page: Facts) -> Iterator[tuple[object, object]]:
     for run in page.runs[:MOST_RUNS]:
         name, state = f"{run['trial']} / {run['seed']}", RunState(run["state"])
-        why = cut(first_line(run["message"] or ""), MESSAGE_LETTERS)
+        why = page.told(first_line(run["message"] or ""), MESSAGE_LETTERS)
+        for odd in page.odd.get((run["trial"], run["seed"]), ()):
+            yield name, f"not used: {odd}"
         if state in (RunState.PENDING, RunState.RUNNING):
             continue  # its configuration says that seeds are missing
         if state is not RunState.FINISHED:
@@ -291,7 +293,7 @@ def notes(page: Facts) -> Html:
     if not page.notes:
         return Html("")
     shown = page.notes[-MOST_NOTES:]
-    rows = [[moment(note.t), note.kind, cut(note.text, MESSAGE_LETTERS)] for note in shown]
+    rows = [[moment(note.t), note.kind, page.told(note.text, MESSAGE_LETTERS)] for note in shown]
     caption = "What happened beside the runs, as the ledger has it."
     if len(shown) < len(page.notes):
         caption += f" The last {len(shown)} of {len(page.notes):,}."

@@ -125,7 +125,7 @@ header{padding-top:1.8rem}section{padding-top:1.9rem}
 """
 
 # A page of paper shows no scroll bars and opens nothing: boxes are as wide as they need to be, and
-# where logs were, there are their paths in the table of runs.
+# instead of links to the logs there are their paths in the table of runs.
 PRINT = """
 @page{size:A4;margin:14mm 12mm}
 html{font-size:9pt}
@@ -141,6 +141,9 @@ table{font-size:6.6pt}th,td{padding:.16rem .4rem .16rem 0}
 tbody th,tbody th.t,td.t{min-width:0}dl{grid-template-columns:1fr 1fr 1fr}td,.n{white-space:normal}
 pre{max-height:none;white-space:pre-wrap;overflow-wrap:anywhere;font-size:6.5pt}
 #logs{display:none}
+a[data-path]{font-size:0}
+a[data-path]::after{content:attr(data-path);font-size:6.6pt}
+#runs td:last-child{overflow-wrap:anywhere;min-width:26mm}
 """
 
 CSS = (

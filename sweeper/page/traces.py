@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from sweeper import pace
 from sweeper.adapters import Interval
 from sweeper.contract import Event
 from sweeper.curves import read_curve
-from sweeper.layout import AttemptDir
+from sweeper.layout import AttemptDir, SweepDir
 from sweeper.logreader import Lines, RunReader, find_logs, read_log
 from sweeper.phases import number
+from sweeper.rows import AttemptRow
 
 POINTS = 240  # of a line: more cannot be seen in a picture of this size
 FEWEST = 5  # intervals of which there is a median worth the name
@@ -45,6 +47,11 @@ class Trace:
     intervals: tuple[Interval, ...] = ()
 
     @property
+    def told(self) -> bool:
+        """Whether there is something to draw."""
+        return bool(self.losses or self.validations or self.intervals)
+
+    @property
     def usual_ms(self) -> float | None:
         """The median of the intervals' times a step; None where there are too few."""
         times = [each.step_ms for each in self.intervals]
@@ -68,6 +75,29 @@ class Trace:
         """The same as a share of the time of all intervals."""
         whole = math.fsum(each.ms for each in self.intervals)
         return self.lost_ms / whole if whole else 0.0
+
+
+def read_traces(
+    sweep: SweepDir,
+    seeds: Mapping[str, Sequence[int]],
+    last: Mapping[tuple[str, int], AttemptRow],
+    *,
+    most: int,
+) -> tuple[tuple[Trace, ...], dict[tuple[str, int], str]]:
+    """The traces of the first trials that have any, so many at most; why others cannot be read."""
+    unread: dict[tuple[str, int], str] = {}
+
+    def read(trial: str) -> Iterator[Trace]:
+        for seed in seeds[trial]:
+            try:
+                yield read_trace(AttemptDir(sweep.path / last[trial, seed].path), trial, seed)
+            except OSError as error:
+                what = "its files" if error.filename is None else Path(error.filename).name
+                unread[trial, seed] = f"{what} cannot be read: {error.strerror}"
+
+    found = ([trace for trace in read(trial) if trace.told] for trial in seeds)
+    some = islice(filter(None, found), most)
+    return tuple(trace for traces in some for trace in traces), unread
 
 
 def read_trace(attempt: AttemptDir, trial: str, seed: int) -> Trace:

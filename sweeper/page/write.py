@@ -14,10 +14,10 @@ from sweeper.layout import SweepDir
 from sweeper.page import parts, runs
 from sweeper.page.facts import Facts, gather
 from sweeper.page.figures import figures
-from sweeper.page.html import E, Html, join, tag
+from sweeper.page.hiding import hidden
+from sweeper.page.html import Html, join, tag
 from sweeper.page.parts import moment
 from sweeper.page.style import CSS
-from sweeper.redact import secret_values, without
 
 # Section -> as the page's list of contents calls it.
 CONTENTS = {
@@ -47,19 +47,11 @@ def write_page(sweep: SweepDir) -> Path:
 
 def page(sweep: SweepDir, now: float | None = None) -> str:
     """A sweep's page as it is now, whole or not; UserError where there is no sweep."""
-    facts = gather(sweep, now)
-    return without(render(facts), _secrets(facts))
-
-
-def _secrets(facts: Facts) -> frozenset[str]:
-    """The values of secret settings as the page would have them, wherever: logs tell them too."""
-    spec = facts.spec
-    tables = [spec.env, spec.process_env, *(trial.env for trial in spec.trials)]
-    return frozenset(E(value) for table in tables for value in secret_values(table))
+    return render(gather(sweep, now))
 
 
 def render(facts: Facts) -> str:
-    """The page of what is known of a sweep."""
+    """The page of what is known of a sweep, without what is secret in it."""
     sections = [
         parts.result(facts),
         parts.findings(facts),
@@ -80,7 +72,8 @@ def render(facts: Facts) -> str:
         main,
         _foot(facts),
     )
-    return f"<!DOCTYPE html>\n{tag('html', _head(facts), body, lang='en')}\n"
+    shown = hidden(body, facts.secrets)
+    return f"<!DOCTYPE html>\n{tag('html', _head(facts), shown, lang='en')}\n"
 
 
 def policy() -> str:

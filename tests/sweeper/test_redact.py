@@ -51,6 +51,8 @@ def test_what_is_none(name: str) -> None:
         ("pass: 3 of 4, key: 3", "pass: 3 of 4, key: 3"),
         ("DB_PASS=12345 password: 123", "DB_PASS=… password: …"),
         ('os.environ["HF_TOKEN"] = "abc"', 'os.environ["HF_TOKEN"] = "…"'),
+        ("wandb login --api-key abc --seed 1", "wandb login --api-key … --seed 1"),
+        ("--kv-heads 4 --token-budget 9 -- key a", "--kv-heads 4 --token-budget 9 -- key a"),
         ("me@example.org, https://host/a@b", "me@example.org, https://host/a@b"),
     ],
 )
@@ -60,4 +62,13 @@ def test_what_is_left_of_a_text(text: str, left: str) -> None:
 
 def test_a_known_value_goes_wherever_it_stands() -> None:
     assert redact("logged in with hf_abc123!", ["hf_abc123"]) == "logged in with …!"
+    # The name tells only where it begins.
+    assert redact("DB_PASS=my pass word, so", ["my pass word"]) == "DB_PASS=…, so"
     assert redact("a word", ["word"]) == "a word"  # too short to be told from others
+
+
+@pytest.mark.parametrize("piece", ["x", "a=", '"', "://a", "a.b-", "--k "])
+def test_a_long_text_of_beginnings_is_read_once(piece: str) -> None:
+    """What took the square of its length would not end here."""
+    text = piece * 200_000
+    assert redact(f"{text} http://me:pw@host") == f"{text} http://…@host"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.sweeper.kept_searches import events_of, write_log
 
 # What a run's result holds beside the usual; how it stands where it has none.
 Outcome = dict[str, Any] | RunState
+TAGS = re.compile(r"<[^>]*>")
 SCORES = (1.09269834, 1.09269085, 1.09194120)
 BROKEN = "the loss is </style></pre><script>window.hit = 1</script> nan ]]>"
 SHOUT = "\x1b[31m</pre><script>window.hit = 1</script>\x1b[0m <img src=x onerror=window.hit=1>"
@@ -66,3 +68,23 @@ def two_trials(trial: str, seed: int) -> Outcome:
         "step_avg_ms": 110.5,
         "useful_s": 400.0,
     }
+
+
+def outcome_of(broken: dict[tuple[str, int], Outcome | dict[str, Any]]) -> Any:
+    """As `two_trials`, but for some runs."""
+
+    def outcome(trial: str, seed: int) -> Outcome:
+        change = broken.get((trial, seed), {})
+        usual = two_trials(trial, seed)
+        return (
+            {**usual, **change} if isinstance(change, dict) and isinstance(usual, dict) else change
+        )
+
+    return outcome
+
+
+def part(text: str, name: str) -> str:
+    """One section of a page as a person reads it."""
+    found = re.search(f'<section id="{name}".*?</section>', text, re.DOTALL)
+    assert found is not None, name
+    return " ".join(TAGS.sub(" ", found[0]).replace("\N{NO-BREAK SPACE}", " ").split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from sweeper.layout import SweepDir
+from sweeper.page.facts import gather
 from sweeper.page.html import clean
 from sweeper.page.write import write_page
 from sweeper.rows import RunState
 from tests.sweeper.browser import Page, browsing
 from tests.sweeper.kept_searches import keeping
-from tests.sweeper.page.page_sweeps import BROKEN, Outcome, make_sweep
+from tests.sweeper.page.page_sweeps import BROKEN, Outcome, make_sweep, part
 from tests.sweeper.searches import bowl, search_spec
 
 NAMES = (
@@ -70,16 +72,26 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> SweepDir:
 
 
 @pytest.fixture(scope="module")
+def hostile_page(hostile: SweepDir) -> Path:
+    return write_page(hostile)
+
+
+@pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> SweepDir:
     with keeping(search_spec(), tmp_path_factory.mktemp("search"), bowl) as play:
         play.go_on()
         return play.sweep
 
 
-@pytest.fixture(scope="module", params=["hostile", "search"])
+@pytest.fixture(scope="module")
+def search_page(search: SweepDir) -> Path:
+    return write_page(search)
+
+
+@pytest.fixture(scope="module", params=["hostile_page", "search_page"])
 def shown(request: pytest.FixtureRequest, tab: Page) -> Shown:
     """The page of a sweep whose names are attacks, and that of a search."""
-    path = write_page(request.getfixturevalue(request.param))
+    path = request.getfixturevalue(request.param)
     tab.requests.clear()
     tab.errors.clear()
     tab.open(path.as_uri())
@@ -213,14 +225,19 @@ def test_it_prints(shown: Shown) -> None:
         # In print nothing scrolls: what is not on the paper is nowhere.
         cut = "[...document.querySelectorAll('.wide')].filter(e => getComputedStyle(e).overflowX"
         assert shown.tab.evaluate(f"{cut} != 'visible').length") == 0
+        paths = "[...document.querySelectorAll('#runs td:last-child a')].map(e =>"
+        paths += " getComputedStyle(e, '::after').content + e.textContent)"
+        told = shown.tab.evaluate(paths)
+        assert len(told) > 10
+        assert all("attempts/" in each for each in told)
         paper = shown.tab.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == "rgb(253, 253, 252)"
     finally:
         shown.tab.call("Emulation.setEmulatedMedia", media="")
 
 
-def test_names_messages_and_logs_stand_there_as_they_are(hostile: SweepDir, tab: Page) -> None:
-    path = write_page(hostile)
+def test_names_messages_and_logs_stand_there_as_they_are(hostile_page: Path, tab: Page) -> None:
+    path = hostile_page
     tab.open(path.as_uri())
     tab.wait(f"location.href == {path.as_uri()!r} && document.readyState == 'complete'", "a page")
     text = tab.evaluate("document.body.textContent")
@@ -232,3 +249,24 @@ def test_names_messages_and_logs_stand_there_as_they_are(hostile: SweepDir, tab:
     in_pictures = tab.evaluate("[...document.querySelectorAll('svg text')].map(e => e.textContent)")
     assert {clean(name) for name in NAMES[:4]} <= set(in_pictures)
     assert tab.evaluate("window.hit") is None
+
+
+def test_a_searchs_page_has_its_winner_on_fresh_seeds_its_stages_and_pictures(
+    search: SweepDir, search_page: Path
+) -> None:
+    text = search_page.read_text(encoding="utf-8")
+    found = gather(search).found
+    assert found is not None
+    assert found.winner is not None
+    assert found.winner.fresh is not None
+    fresh = found.winner.fresh
+    shown = part(text, "result")
+    assert f"Winner: {found.winner.name} {fresh.mean:.5f} ± {fresh.std:.5f}" in shown
+    assert "on fresh seeds (confirm), n = 3" in shown
+    for stage in found.stages:
+        assert stage.rung.name in part(text, "search")
+    titles = re.findall(r"<figcaption><b>([^<]*)</b>", text)
+    assert titles[0] == "What was tried, when"
+    assert {"WARMDOWN_FRAC", "Score and bytes"} <= set(titles)
+    first = part(text, "configurations").partition("eval s")[2]
+    assert f"{found.winner.name}, fresh seeds" in first[: first.index("3/3")]
