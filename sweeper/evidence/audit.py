@@ -8,12 +8,16 @@ none that it is kept.
 from __future__ import annotations
 
 import ast
+import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sweeper.errors import UserError
+from sweeper.evidence.audit_best import min_over_passes
+from sweeper.evidence.audit_child import CPU_SECONDS, MEMORY_BYTES, limited
+from sweeper.evidence.audit_leaks import target_seen
 from sweeper.evidence.audit_reading import (
     QUESTIONS,
     Confidence,
@@ -22,7 +26,8 @@ from sweeper.evidence.audit_reading import (
     Reading,
     printable,
 )
-from sweeper.evidence.audit_scoring import min_over_passes, slot_like, test_time_training
+from sweeper.evidence.audit_scoring import slot_like, test_time_training
+from sweeper.evidence.audit_sizes import code_sizes
 from sweeper.evidence.audit_targets import ngram_cache, target_lookup
 from sweeper.evidence.audit_training import (
     eval_switches,
@@ -38,6 +43,7 @@ from sweeper.evidence.audit_world import (
     uncounted_code,
 )
 from sweeper.evidence.unpack import Layer, Unpacked, unpack
+from sweeper.evidence.unpack_source import decode
 
 SCHEMA = 1
 MOST_BYTES = 32 << 20  # of a script: twice what a whole submission may have
@@ -47,6 +53,7 @@ RULES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (
     min_over_passes,
     ngram_cache,
     target_lookup,
+    target_seen,
     validation_in_training,
     seed_not_in_data,
     eval_switches,
@@ -54,6 +61,7 @@ RULES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (
     processes,
     reads_outside,
     uncounted_code,
+    code_sizes,
     hidden_exec,
 )
 PLAIN_ENCODINGS = frozenset({"utf-8", "utf-8-sig", "iso-8859-1", "ascii", "text"})
@@ -95,8 +103,40 @@ class AuditReport:
 
 
 def audit(path: Path) -> AuditReport:
-    """Read a script. UserError where there is none that can be read."""
-    return audit_bytes(_read(path), path)
+    """Read a script. UserError where there is none that can be read.
+
+    It is read in a process of its own, for a script may be made so that reading it takes all time
+    and memory; what was read of it in vain is a finding. The layers come without their trees.
+    """
+    data = _read(path)
+    found = limited(f"from {__name__} import _in_child as run", [str(path)], data)
+    if found is None:
+        return _not_read(data, path)
+    report: AuditReport = pickle.loads(found)
+    return report
+
+
+def _in_child(data: bytes, path: str) -> bytes:
+    """A script's report for the process that asked for it."""
+    report = audit_bytes(data, Path(path))
+    layers = tuple(replace(each, tree=None) for each in report.layers)
+    return pickle.dumps(replace(report, layers=layers))
+
+
+def _not_read(data: bytes, path: Path) -> AuditReport:
+    source, encoding = decode(data)
+    layer = Layer(
+        number=0, source=source, encoding=encoding, bytes=len(data), how="the file itself"
+    )
+    why = f"reading it takes more than {CPU_SECONDS} s, or {MEMORY_BYTES >> 20} MiB of memory"
+    unpacked = Unpacked(bytes=len(data), layers=(layer,))
+    return AuditReport(
+        path=path,
+        bytes=len(data),
+        layers=(layer,),
+        findings=(_unread(layer, 1, why),),
+        facts=_facts(unpacked, []),
+    )
 
 
 def _read(path: Path) -> bytes:

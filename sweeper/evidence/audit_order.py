@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from sweeper.evidence.audit_reading import LOSS_CALLS, LOSS_NAMES, Order, Reading, loops_around
 from sweeper.evidence.flows import Call, Function, names_in, position
@@ -18,6 +18,10 @@ NO_SCORE = re.compile(r"train|ttt_?loss|adapt|inner|count|token|byte|_lr$", re.I
 LOGARITHMS = frozenset(
     f"{module}.{name}" for module in ("math", "numpy", "torch") for name in ("log", "log2")
 )
+OPTIMISERS = re.compile(r"opt|sgd|adam|muon", re.I)
+# Gradients that are no method of their loss.
+FREE = frozenset({"torch.func.grad", "torch.func.grad_and_value"})
+TENSORS = frozenset({"torch.Tensor", "torch._tensor.Tensor"})
 # A name by which models are asked; `base_model`, `compiled_logits` and `fwd` among them.
 MODELS = re.compile(r"model|logits|forward|net(work)?$|gpt|fwd", re.I)
 
@@ -75,15 +79,21 @@ def _order(before: set[bool], *, last: bool = False) -> Order:
 
 def scores_of(reading: Reading, function: Function) -> list[ast.AST]:
     """Where a function adds up losses, or has another function score."""
-    found: list[ast.AST] = []
+    known = reading.scores.get(function)
+    if known is None:
+        known = reading.scores[function] = list(_scores(reading, function))
+    return known
+
+
+def _scores(reading: Reading, function: Function) -> Iterator[ast.AST]:
     for node in function.nodes:
         if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add | ast.Sub):
             added: tuple[ast.expr, ast.expr] | None = node.target, node.value
         else:
             added = _appended(node)
         if added is not None and _is_score(reading, function, *added):
-            found.append(node)
-    return [*found, *(call.node for call in _scorers(reading, function))]
+            yield node
+    yield from (call.node for call in _scorers(reading, function))
 
 
 def _appended(node: ast.AST) -> tuple[ast.expr, ast.expr] | None:
@@ -110,7 +120,7 @@ def _is_score(reading: Reading, function: Function, target: ast.expr, value: ast
         return False
     if any(LOSS_NAMES.search(each) for each in names):
         return True
-    if _is_loss(reading, value):
+    if is_loss(reading, value):
         return True
     # By what a name in it was bound to: a minified source says nothing by its names.
     bound = [
@@ -118,10 +128,10 @@ def _is_score(reading: Reading, function: Function, target: ast.expr, value: ast
         for each in ast.walk(value)
         if isinstance(each, ast.Name)
     ]
-    return any(each is not None and _is_loss(reading, each) for each in bound)
+    return any(each is not None and is_loss(reading, each) for each in bound)
 
 
-def _is_loss(reading: Reading, value: ast.expr) -> bool:
+def is_loss(reading: Reading, value: ast.expr) -> bool:
     called = [reading.program.called(each) for each in ast.walk(value)]
     return any(each in LOGARITHMS or LOSS_CALLS.search(each.rpartition(".")[2]) for each in called)
 
@@ -169,31 +179,49 @@ def _asks(reading: Reading, node: ast.AST) -> bool:
 # ---- updates
 
 
-def updates_of(reading: Reading, function: Function) -> list[ast.Call]:
-    """The calls of a function that change weights, or take gradients: backward, grad, step."""
+def updates_of(reading: Reading, function: Function) -> dict[ast.Call, ast.expr | None]:
+    """The calls of a function that change weights, or take gradients: backward, grad, step.
+
+    Each with what it takes the gradient of; None for a step, which does not say.
+    """
+    known = reading.updates.get(function)
+    if known is None:
+        known = reading.updates[function] = dict(_updates(reading, function))
+    return known
+
+
+def _updates(reading: Reading, function: Function) -> Iterator[tuple[ast.Call, ast.expr | None]]:
     if function.owner is not None and is_machinery(reading, function.owner):
-        return []
-    found = []
+        return
     for node in function.nodes:
         if not isinstance(node, ast.Call):
             continue
-        called = reading.program.called(node)
+        asked = _asked(reading, function, node)
+        called = reading.program.dotted(asked)
         owner, _, last = called.rpartition(".")
-        if (
-            (last == "backward" and isinstance(node.func, ast.Attribute))
-            or called.endswith(("autograd.grad", "autograd.backward"))
-            or called in ("torch.func.grad", "torch.func.grad_and_value")
-            or (last == "step" and re.search(r"opt|sgd|adam|muon", _receiver(node, owner), re.I))
-            or (last in ("add_", "sub_", "addcdiv_") and _of_gradient(node))
+        first = node.args[0] if node.args else None
+        if called in FREE or called.endswith(("autograd.grad", "autograd.backward")):
+            yield node, first
+        elif last == "backward" and isinstance(asked, ast.Attribute):
+            yield node, first if owner in TENSORS else asked.value
+        elif (last == "step" and OPTIMISERS.search(_receiver(asked, owner))) or (
+            last in ("add_", "sub_", "addcdiv_") and _of_gradient(node)
         ):
-            found.append(node)
-    return found
+            yield node, None
 
 
-def _receiver(node: ast.Call, owner: str) -> str:
-    if owner or not isinstance(node.func, ast.Attribute):
+def _asked(reading: Reading, function: Function, node: ast.Call) -> ast.expr:
+    """What a call is of; of a name that stands for a method, that: go = loss.backward."""
+    if not isinstance(node.func, ast.Name):
+        return node.func
+    bound = reading.validation.bound_before(node.func.id, position(node), function, whole=True)
+    return bound if isinstance(bound, ast.Attribute) else node.func
+
+
+def _receiver(asked: ast.expr, owner: str) -> str:
+    if owner or not isinstance(asked, ast.Attribute):
         return owner
-    return " ".join(sorted(names_in(node.func.value)))
+    return " ".join(sorted(names_in(asked.value)))
 
 
 def _of_gradient(node: ast.Call) -> bool:
@@ -204,13 +232,3 @@ def is_machinery(reading: Reading, owner: str) -> bool:
     """Optimisers and autograd functions, whose own methods are how any update is made."""
     bases = [reading.program.dotted(each) for each in reading.program.classes[owner].bases]
     return any("Optimizer" in each or "autograd.Function" in each for each in bases)
-
-
-def loss_of(update: ast.Call, reading: Reading) -> ast.expr | None:
-    """What an update takes the gradient of; None for a step, which does not say."""
-    called = reading.program.called(update)
-    if called.endswith(("autograd.grad", "autograd.backward")):
-        return update.args[0] if update.args else None
-    if isinstance(update.func, ast.Attribute) and update.func.attr == "backward":
-        return update.func.value
-    return None

@@ -118,6 +118,9 @@ class Reading:
         spell_out(tree)
         self.program = Program(tree, names)
         self._lines = layer.lines
+        # What audit_order.py finds in each function, once.
+        self.updates: dict[Function, dict[ast.Call, ast.expr | None]] = {}
+        self.scores: dict[Function, list[ast.AST]] = {}
 
     @cached_property
     def validation(self) -> Flow:

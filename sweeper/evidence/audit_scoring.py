@@ -1,4 +1,4 @@
-"""Rules about evaluations that learn: test-time training, several passes, SLOT, the better of two.
+"""Rules about evaluations that learn: test-time training, several passes, SLOT.
 
 Each is a function from a layer's reading to findings.
 """
@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from sweeper.evidence.audit_order import loss_of, order_of, scores_of, updates_of
+from sweeper.evidence.audit_order import order_of, scores_of, updates_of
 from sweeper.evidence.audit_reading import (
     Confidence,
     Finding,
@@ -27,9 +27,6 @@ MADE = frozenset(
     {"zeros", "zeros_like", "ones", "ones_like", "randn", "randn_like", "empty", "empty_like"}
     | {"full", "full_like", "tensor", "clone", "detach", "Parameter", "rand"}
 )
-SCORES = re.compile(r"bpb|nll|val_loss|bits|ppl|(^|_)loss(es)?(_|$)|score", re.I)
-VALIDATED = re.compile(r"bpb|val_|nll", re.I)
-BEST = re.compile(r"best|lowest|min", re.I)
 SAYS = {
     Order.SCORE_FIRST: "by the order of lines each part is scored before it is learned from",
     Order.UPDATE_FIRST: "by the order of lines the update comes before the score",
@@ -49,20 +46,22 @@ def test_time_training(reading: Reading) -> Iterator[Finding]:
 def _first_of_each_loop(reading: Reading, function: Function) -> list[ast.Call]:
     """One update for each loop: where the gradient is taken, else the step."""
     found: dict[ast.AST, ast.Call] = {}
-    for update in updates_of(reading, function):
+    losses = updates_of(reading, function)
+    for update, loss in losses.items():
         loops = loops_around(reading, update, function)
         # An optimiser's step may stand in a small loop over several of them.
-        around = next((each for each in loops if loss_of(update, reading) is not None), None)
+        around = loops[0] if loops and loss is not None else None
         place: ast.AST = around or (loops[-1] if loops else function.node)
         known = found.get(place)
-        if known is None or (loss_of(known, reading) is None and loss_of(update, reading)):
+        if known is None or (losses[known] is None and loss is not None):
             found[place] = update
-    with_loss = [each for each in found.values() if loss_of(each, reading) is not None]
+    with_loss = [each for each in found.values() if losses[each] is not None]
     return with_loss or list(found.values())
 
 
 def _judge(reading: Reading, function: Function, update: ast.Call) -> Iterator[Finding]:
-    loss = loss_of(update, reading)
+    losses = updates_of(reading, function)
+    loss = losses[update]
     validation = loss is not None and reading.validation.holds_there(loss, function)
     scoring = function in reading.program.evaluating
     if not validation and function not in reading.evaluating:
@@ -75,7 +74,7 @@ def _judge(reading: Reading, function: Function, update: ast.Call) -> Iterator[F
     epochs = list(_epochs(reading, function, update, order))
     if epochs:  # a later pass scores what an earlier one has learned from
         order = Order.UPDATE_FIRST
-    stepping = any(loss_of(each, reading) is None for each in updates_of(reading, function))
+    stepping = None in losses.values()
     confidence = Confidence.LOW
     if validation or (scoring and stepping):
         confidence = Confidence.HIGH
@@ -141,7 +140,7 @@ def slot_like(reading: Reading) -> Iterator[Finding]:
         for node in function.nodes:
             if not _makes_leaf(reading, function, node):
                 continue
-            order = order_of(reading, function, updates[-1])
+            order = order_of(reading, function, list(updates)[-1])
             scoring = function in reading.program.evaluating
             confidence = Confidence.HIGH if scoring else Confidence.LOW
             why = f"{function.qualname} makes a tensor that takes gradients, and optimises it; "
@@ -181,93 +180,3 @@ def _is_made(reading: Reading, function: Function, node: ast.Call) -> bool:
             owner.id, (node.lineno, node.col_offset + 1), function
         )
     return owner is not None and reading.program.called(owner).rpartition(".")[2] in MADE
-
-
-# ---- the better of several
-
-
-def min_over_passes(reading: Reading) -> Iterator[Finding]:
-    """The lower of several scores, token by token or as a whole."""
-    for function in reading.program.functions:
-        for node in function.nodes:
-            if isinstance(node, ast.Call):
-                yield from _least(reading, function, node)
-            elif isinstance(node, ast.If):
-                yield from _chosen(reading, node)
-            if _is_lower_of_two(reading, node):
-                why = "the lower of two scores is taken"
-                yield reading.find(Kind.MIN_OVER_PASSES, node, Confidence.HIGH, why)
-
-
-def _least(reading: Reading, function: Function, node: ast.Call) -> Iterator[Finding]:
-    called = reading.program.called(node)
-    names = [_telling(each) for each in node.args]
-    if called in ("torch.minimum", "torch.min", "torch.fmin", "numpy.minimum", "numpy.fmin"):
-        if len(names) == 2 and all(SCORES.search(each) for each in names):
-            why = "the lower of two scores is taken, token by token"
-            yield reading.find(Kind.MIN_OVER_PASSES, node, Confidence.HIGH, why)
-    elif called in ("min", "numpy.min", "torch.amin") and names:
-        telling = SCORES if function in reading.program.evaluating else VALIDATED
-        if all(telling.search(each) for each in names):
-            why = "the lowest of several scores is taken"
-            yield reading.find(Kind.MIN_OVER_PASSES, node, Confidence.MEDIUM, why)
-
-
-def _is_lower_of_two(reading: Reading, node: ast.AST) -> bool:
-    """Whether an expression is the lower of two scores, however it says so."""
-    if isinstance(node, ast.IfExp):
-        compared = isinstance(node.test, ast.Compare) and _all_scores(node.test.left, node.body)
-        return compared and _all_scores(node.body, node.orelse)
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Call):
-        first = isinstance(node.slice, ast.Constant) and node.slice.value == 0
-        return first and reading.program.called(node.value) == "sorted" and _listed(node.value.args)
-    if not isinstance(node, ast.Call):
-        return False
-    called = reading.program.called(node)
-    if called in ("torch.where", "numpy.where") and len(node.args) == 3:
-        return isinstance(node.args[0], ast.Compare) and _all_scores(*node.args[1:])
-    if called in ("torch.amin", "torch.min", "numpy.amin", "numpy.min"):
-        return len(node.args) > 0 and _is_stack(reading, node.args[0])
-    if not isinstance(node.func, ast.Attribute):
-        return False
-    owner, last = node.func.value, node.func.attr
-    if last in ("minimum", "fmin") and len(node.args) == 1:
-        return _all_scores(owner, node.args[0])
-    if last in ("clamp", "clip", "clamp_max"):
-        most = [each.value for each in node.keywords if each.arg == "max"]
-        return _all_scores(owner, *(most or node.args[:1])) and bool(most or last == "clamp_max")
-    return last in ("min", "amin") and _is_stack(reading, owner)
-
-
-def _all_scores(*nodes: ast.expr) -> bool:
-    return all(SCORES.search(_telling(each)) for each in nodes)
-
-
-def _listed(nodes: list[ast.expr]) -> bool:
-    """Whether a list is one of several scores."""
-    lists = [each for each in nodes if isinstance(each, ast.List | ast.Tuple)]
-    return any(len(each.elts) > 1 and _all_scores(*each.elts) for each in lists)
-
-
-def _is_stack(reading: Reading, node: ast.expr) -> bool:
-    stacking = ("torch.stack", "torch.cat", "numpy.stack")
-    return (
-        isinstance(node, ast.Call)
-        and reading.program.called(node) in stacking
-        and _listed(node.args)
-    )
-
-
-def _telling(node: ast.expr) -> str:
-    return " ".join(sorted(names_in(node)))
-
-
-def _chosen(reading: Reading, node: ast.If) -> Iterator[Finding]:
-    """`if bpb < best_bpb`: what is kept is chosen by its score on the validation set."""
-    for each in ast.walk(node.test):
-        if not isinstance(each, ast.Compare) or not isinstance(each.ops[0], ast.Lt | ast.LtE):
-            continue
-        left, right = _telling(each.left), _telling(each.comparators[0])
-        if VALIDATED.search(left) and BEST.search(right) and not BEST.search(left):
-            why = "what is kept is chosen by its score on validation tokens"
-            yield reading.find(Kind.MIN_OVER_PASSES, node, Confidence.MEDIUM, why)

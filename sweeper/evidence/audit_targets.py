@@ -136,14 +136,37 @@ def _is_dict(reading: Reading, function: Function, node: ast.expr, depth: int = 
     if isinstance(node, ast.Call):
         if reading.program.called(node).rpartition(".")[2] in DICTS:
             return True
-        if not isinstance(node.func, ast.Attribute) or node.func.attr not in ("get", "setdefault"):
+        method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        if method == "setdefault":  # which only dicts have
+            return True
+        if method != "get" or not isinstance(node.func, ast.Attribute):
             return False
         return _is_dict(reading, function, node.func.value, depth + 1)
+    if isinstance(node, ast.Attribute) and node.attr in _dicts_of(reading, function.owner):
+        return True
     if isinstance(node, ast.Name):
         bound = reading.validation.bound_before(node.id, (1 << 30, 0), function, whole=True)
         if bound is not None and bound is not node:
             return _is_dict(reading, function, bound, depth + 1)
     return any(TABLE.search(each) for each in names_in(node))
+
+
+def _dicts_of(reading: Reading, owner: str | None) -> set[str]:
+    """The fields of a class that it makes as dicts."""
+    return {
+        target.attr
+        for function in reading.program.functions
+        if owner is not None and function.owner == owner
+        for node in function.nodes
+        if isinstance(node, ast.Assign) and _makes_dict(reading, node.value)
+        for target in node.targets
+        if isinstance(target, ast.Attribute)
+    }
+
+
+def _makes_dict(reading: Reading, value: ast.expr) -> bool:
+    made = reading.program.called(value).rpartition(".")[2]
+    return isinstance(value, ast.Dict | ast.DictComp) or made in DICTS
 
 
 def _reads(
@@ -178,16 +201,21 @@ def _is_filled(reading: Reading, node: ast.AST) -> bool:
 def target_lookup(reading: Reading) -> Iterator[Finding]:
     """Predictions that depend on the token to be predicted, other than by being read off at it."""
     for function in reading.program.functions:
-        # A gradient that is written by hand has the target in it.
-        if function.owner is not None and is_machinery(reading, function.owner):
-            continue
-        models = function.name in ("forward", "forward_logits", "__call__") and function.owner
-        if function not in reading.evaluating and not models:
+        if not predicts(reading, function):
             continue
         for node in function.nodes:
             why = _seen(reading, function, node)
             if why is not None:
                 yield reading.find(Kind.TARGET_LOOKUP, node, why[0], why[1])
+
+
+def predicts(reading: Reading, function: Function) -> bool:
+    """Whether a function makes predictions that are scored: an evaluation, a model's forward."""
+    # A gradient that is written by hand has the target in it.
+    if function.owner is not None and is_machinery(reading, function.owner):
+        return False
+    models = function.name in ("forward", "forward_logits", "__call__") and function.owner
+    return function in reading.evaluating or bool(models)
 
 
 def _seen(reading: Reading, function: Function, node: ast.AST) -> tuple[Confidence, str] | None:
@@ -199,8 +227,8 @@ def _seen(reading: Reading, function: Function, node: ast.AST) -> tuple[Confiden
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         last = node.func.attr
         indices = node.args[1:2] if last in PLACING else node.args
-        at_target = any(_is_index(reading, function, each) for each in indices)
-        if at_target and last in PLACING and _is_prediction(node.func.value):
+        at_target = any(holds_target(reading, function, each) for each in indices)
+        if at_target and last in PLACING and is_prediction(node.func.value):
             return Confidence.HIGH, ALTERED
         if at_target and EMBEDDING.search(last):
             return Confidence.HIGH, "the model is given an embedding of the target"
@@ -214,8 +242,8 @@ def _seen(reading: Reading, function: Function, node: ast.AST) -> tuple[Confiden
 def _is_altered(reading: Reading, function: Function, target: ast.expr) -> bool:
     return (
         isinstance(target, ast.Subscript)
-        and _is_prediction(target.value)
-        and _is_index(reading, function, target.slice)
+        and is_prediction(target.value)
+        and holds_target(reading, function, target.slice)
     )
 
 
@@ -226,9 +254,9 @@ def _is_raised(reading: Reading, function: Function, node: ast.BinOp) -> bool:
             call for call in calls_in(ast.walk(other)) if "one_hot" in reading.program.called(call)
         ]
         at_target = any(
-            _is_index(reading, function, each) for call in hot for each in call.args[:1]
+            holds_target(reading, function, each) for call in hot for each in call.args[:1]
         )
-        if at_target and isinstance(node.op, ast.Add | ast.Sub) and _is_prediction(one):
+        if at_target and isinstance(node.op, ast.Add | ast.Sub) and is_prediction(one):
             return True
     return False
 
@@ -240,13 +268,15 @@ def _is_read_at_target(reading: Reading, function: Function, node: ast.Subscript
         and function in reading.evaluating
         and TABLE.search(table) is not None
         and SIZES.search(table) is None
-        and _is_index(reading, function, node.slice)
+        and holds_target(reading, function, node.slice)
     )
 
 
-def _is_prediction(node: ast.expr) -> bool:
+def is_prediction(node: ast.expr) -> bool:
+    """Whether it is one by its name."""
     return any(DISTRIBUTION.search(each) for each in names_in(node))
 
 
-def _is_index(reading: Reading, function: Function, node: ast.expr) -> bool:
+def holds_target(reading: Reading, function: Function, node: ast.expr) -> bool:
+    """Whether it holds tokens to be predicted, and not only where they are to be left out."""
     return reading.targets.holds(node, function) and not _is_mask(node)

@@ -148,4 +148,7 @@ def settings_of(reading: Reading) -> Iterator[tuple[ast.AST, str, str | None]]:
 def _short(node: ast.expr) -> str:
     if isinstance(node, ast.Constant):
         return repr(node.value)[:80]
-    return ast.unparse(node)[:80]
+    try:
+        return ast.unparse(node)[:80]
+    except RecursionError:
+        return "…"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from sweeper.evidence.audit_reading import Confidence, Finding, Kind, Reading, calls_in
 from sweeper.evidence.flows import Function, names_in
+from sweeper.evidence.flows_spelling import spelled
 
 NETWORK = (
     *("socket", "urllib.request", "urllib3", "requests", "http.client", "huggingface_hub"),
@@ -19,6 +20,8 @@ NETWORK = (
     *("websockets", "websocket", "gcsfs", "s3fs", "xmlrpc", "asyncio.open_connection"),
     *("datasets.load_dataset", "torch.hub", "kagglehub"),
 )
+HARMLESS = frozenset({"socket.gethostname", "socket.getfqdn"})
+THROUGH = re.compile(r"\w\.(socket|urllib|requests|http\.client|ftplib|smtplib)\.\w")
 # Fetching is these programs' purpose.
 FETCHING = re.compile(
     r"\b(git\s+(clone|pull|fetch)|curl|wget|hf download|huggingface-cli|rsync|scp)\b"
@@ -35,6 +38,10 @@ STARTING = re.compile(
 PROCESSES = (
     *("subprocess.", "os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn", "pty.spawn"),
     *("os.fork", "commands.getoutput"),
+)
+# Processes that run the script's own functions.
+OWN_PROCESSES = re.compile(
+    r"^(torch\.)?multiprocessing\.(Process|Pool|spawn|get_context)|ProcessPoolExecutor$"
 )
 KNOWN = frozenset(
     {"torch", "numpy", "sentencepiece", "flash_attn", "flash_attn_interface", "flash_attn_3"}
@@ -76,20 +83,20 @@ SETTINGS = re.compile(
     re.I,
 )
 OUTSIDE = re.compile(r"^(/|~|\.\./|[A-Za-z]:\\)|^(https?|s3|gs|hf)://")
-SHRINKING = (ast.FloorDiv, ast.Div, ast.Mod, ast.RShift, ast.Sub, ast.Pow)
-CODE_SIZE = re.compile(r"^_*(code_bytes|bytes_code|code_size|csz\w*|n_code_bytes|code_len)$", re.I)
-COMPRESSING = re.compile(r"(lzma|zlib|bz2|brotli|gzip|zstandard|zstd)\.(compress|ZstdCompressor)")
 
 
 def network(reading: Reading) -> Iterator[Finding]:
     """What fetches or sends: calls, and imports of what is there for it."""
     program = reading.program
+    for node in program.nodes:
+        if isinstance(node, ast.Attribute | ast.Call):
+            named = program.dotted(node) or program.called(node)
+            if _reaches(named) or _reaches_through(reading, named):
+                why = f"{named} reaches the network"
+                yield reading.find(Kind.NETWORK, node, Confidence.HIGH, why)
     for call in calls_in(program.nodes):
         called = program.called(call)
-        if any(called == each or called.startswith(f"{each}.") for each in NETWORK):
-            why = f"{called} reaches the network"
-            yield reading.find(Kind.NETWORK, call, Confidence.HIGH, why)
-        elif called.startswith(PROCESSES):
+        if called.startswith(PROCESSES):
             command = _command(call)
             if FETCHING.search(command):
                 why = f"a process that fetches: {command[:60]}"
@@ -98,9 +105,22 @@ def network(reading: Reading) -> Iterator[Finding]:
             why = f"{called} meets another host"
             yield reading.find(Kind.NETWORK, call, Confidence.MEDIUM, why)
     for node, module in [*_imports(reading), *_imported_by_name(reading)]:
-        if any(module == each or module.startswith(f"{each}.") for each in NETWORK):
+        if _reaches(module):
             why = f"{module} is imported"
             yield reading.find(Kind.NETWORK, node, Confidence.MEDIUM, why)
+
+
+def _reaches(named: str) -> bool:
+    return named not in HARMLESS and any(
+        named == each or named.startswith(f"{each}.") for each in NETWORK
+    )
+
+
+def _reaches_through(reading: Reading, named: str) -> bool:
+    """By way of another module that has imported it: torch.distributed.socket."""
+    found = THROUGH.search(named)
+    modules = {each.partition(".")[0] for each in reading.program.aliases.values()}
+    return found is not None and named.partition(".")[0] in modules
 
 
 def _imports(reading: Reading) -> Iterator[tuple[ast.AST, str]]:
@@ -142,6 +162,9 @@ def processes(reading: Reading) -> Iterator[Finding]:
     """Other programs that are started."""
     for call in calls_in(reading.program.nodes):
         called = reading.program.called(call)
+        if OWN_PROCESSES.search(called):
+            why = f"{called} runs functions in processes of their own"
+            yield reading.find(Kind.SUBPROCESS, call, Confidence.LOW, why)
         if not called.startswith(PROCESSES) or called in ("subprocess.list2cmdline",):
             continue
         command = _command(call)
@@ -159,15 +182,14 @@ def _processes_by_other_names(reading: Reading) -> Iterator[Finding]:
     called = {id(call.func) for call in calls_in(reading.program.nodes)}
     for node in reading.program.nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            name = reading.program.called(ast.Call(func=node, args=[], keywords=[]))
-            text = ast.unparse(node)[-80:]
+            name, text = reading.program.dotted(node), spelled(node)
             plain = name.startswith(PROCESSES)
             if (plain and id(node) not in called) or (not plain and STARTING.search(text)):
                 why = f"{text} starts other programs"
                 yield reading.find(Kind.SUBPROCESS, node, Confidence.HIGH, why)
         elif isinstance(node, ast.Call) and node.args:
             what = reading.program.called(node)
-            looked_up = reading.program.called(ast.Call(func=node.args[0], args=[], keywords=[]))
+            looked_up = reading.program.dotted(node.args[0])
             made = len(node.args) > 1 and not isinstance(node.args[1], ast.Constant)
             if what == "getattr" and looked_up in ("os", "subprocess", "posix") and made:
                 why = f"a function of {looked_up} is looked up by a name that is made when it runs"
@@ -273,17 +295,12 @@ def _from_settings(path: ast.expr, function: Function) -> bool:
 
 
 def uncounted_code(reading: Reading) -> Iterator[Finding]:
-    """Code from elsewhere than the counted file, and sizes that are not of the whole file."""
+    """Code from elsewhere than the counted file."""
     yield from _local_imports(reading)
     for call in calls_in(reading.program.nodes):
         why = _loads_code(reading, call)
         if why is not None:
             yield reading.find(Kind.UNCOUNTED_CODE, call, *why)
-    for node in reading.program.nodes:
-        if isinstance(node, ast.Assign):
-            names = [each.id for each in node.targets if isinstance(each, ast.Name)]
-            if any(CODE_SIZE.search(each) for each in names):
-                yield from _sizes(reading, node)
 
 
 def _local_imports(reading: Reading) -> Iterator[Finding]:
@@ -343,45 +360,6 @@ def _writes_code(call: ast.Call, called: str) -> bool:
     if isinstance(call.func, ast.Attribute) and call.func.attr in ("write_text", "write_bytes"):
         return any(each.endswith(".py") for each in _texts(call.func.value))
     return False
-
-
-def _sizes(reading: Reading, node: ast.Assign) -> Iterator[Finding]:
-    """How the size of the code is worked out."""
-    if isinstance(node.value, ast.Constant) and isinstance(node.value.value, int):
-        if node.value.value:
-            why = "the size of the code is a constant"
-            yield reading.find(Kind.UNCOUNTED_CODE, node, Confidence.HIGH, why)
-        return
-    calls = {reading.program.called(each) for each in calls_in(ast.walk(node.value))}
-    if any(isinstance(each, ast.BinOp) and isinstance(each.op, SHRINKING) for each in _sum(node)):
-        why = "the size of the code is made smaller than it is"
-        yield reading.find(Kind.UNCOUNTED_CODE, node, Confidence.HIGH, why)
-        return
-    if _names_another_file(node.value):
-        why = "the size is that of another file"
-        yield reading.find(Kind.UNCOUNTED_CODE, node, Confidence.MEDIUM, why)
-        return
-    packed = any(COMPRESSING.search(each) for each in calls)
-    if packed and reading.layer.number == 0:
-        why = "the code is counted as if it were compressed, and this file is not"
-        yield reading.find(Kind.UNCOUNTED_CODE, node, Confidence.MEDIUM, why)
-
-
-def _sum(node: ast.Assign) -> Iterator[ast.AST]:
-    """The arithmetic of a size, but not what is in its calls."""
-    stack: list[ast.AST] = [node.value]
-    while stack:
-        each = stack.pop()
-        yield each
-        if not isinstance(each, ast.Call):
-            stack += ast.iter_child_nodes(each)
-
-
-def _names_another_file(value: ast.expr) -> bool:
-    """Whether a size is asked of a file by its name, and not of the script itself."""
-    texts = [each for each in _texts(value) if "." in each and "/" not in each[:1]]
-    other = any(text.endswith((".py", ".txt", ".bin", ".json")) for text in texts)
-    return other and "__file__" not in names_in(value)
 
 
 # ---- what is executed and not read

@@ -100,8 +100,11 @@ class Renamings:
         """What a call of it calls, whether that is sure, and how many arguments it has already."""
         if isinstance(node, ast.Name) and node.id in self.program.own_names:
             return
-        meant = dict(self._meant(node)) if isinstance(node, ast.Call) else {}
-        meant = meant or self.found.get(_last_name(node) or "", {})
+        held = node
+        while isinstance(held, ast.Subscript):
+            held = held.value
+        here = isinstance(held, ast.Call | ast.Dict | ast.List | ast.Tuple)
+        meant = dict(self._meant(held)) if here else self.found.get(_last_name(node) or "", {})
         for function, given in meant.items():
             yield function, len(meant) == 1, given
 

@@ -27,7 +27,7 @@ def names_of(tree: ast.Module) -> dict[str, str]:
         for target in node.targets
         if isinstance(target, ast.Name)
     ]
-    bound = Counter(_bound(nodes))
+    bound = Counter(bindings(nodes))
     for name, value in renamed:
         dotted = _dotted(value, found)
         if dotted is not None and bound[name] == 1:
@@ -47,7 +47,7 @@ def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
                 yield alias.asname or alias.name, f"{module}.{alias.name}"
 
 
-def _bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
+def bindings(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Every name as often as something binds it."""
     for node in nodes:
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):

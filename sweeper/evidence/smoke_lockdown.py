@@ -37,25 +37,27 @@ MOST_REFUSALS = 20
 # System calls that start processes, reach others, or get around what is refused here; by the line:
 # modes, owners, times and attributes of files, which Landlock leaves to everyone; device files;
 # memory that no limit counts, and what stays when all processes have ended: shared memory,
-# queues, keys.
+# queues, keys; last the priorities of other processes.
 DENIED = {
     "x86_64": (
         *(41, 42, 57, 58, 59, 101, 129, 165, 200, 272, 297, 308, 310, 311, 321, 322),
         *(424, 425, 434),
         *(90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280),
         *(188, 189, 190, 197, 198, 199, 463, 466, 133, 259),
-        *(319, 447, 29, 30, 64, 68, 240, 248, 249, 250),
+        *(319, 447, 29, 30, 64, 68, 240, 248, 249, 250, 141, 251),
     ),
     "aarch64": (
         *(40, 97, 117, 130, 138, 198, 203, 221, 240, 268, 270, 271, 280, 281, 424, 425, 434),
         *(52, 53, 54, 55, 452, 88),
         *(5, 6, 7, 14, 15, 16, 463, 466, 33),
-        *(279, 447, 194, 196, 190, 186, 180, 217, 218, 219),
+        *(279, 447, 194, 196, 190, 186, 180, 217, 218, 219, 140, 30),
     ),
 }
 # fcntl's F_SETOWN, F_SETSIG and F_SETOWN_EX: a signal to others by way of a file.
 FCNTL = {"x86_64": 72, "aarch64": 25}
 FCNTL_SIGNALLING = (8, 10, 15)
+# prlimit64, which also sets what another process may use: of itself alone.
+PRLIMIT = {"x86_64": 302, "aarch64": 261}
 CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITY_VERSION, MOST_CAPABILITIES, PR_CAPBSET_DROP = 0x20080522, 64, 24
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -239,6 +241,8 @@ def _rules(machine: str) -> list[tuple[int, int, int, int]]:
     second_argument = (LOAD, 0, 0, 24)
     fcntl = [second_argument, *refused, refuse, allow]
     rules += [(EQUAL, 0, len(fcntl), FCNTL[machine]), *fcntl]
+    itself = [first_argument, (EQUAL, 2, 0, 0), (EQUAL, 1, 0, os.getpid()), refuse, allow]
+    rules += [(EQUAL, 0, len(itself), PRLIMIT[machine]), *itself]
     for number in SIGNALLING[machine]:
         rules += [(EQUAL, 0, 4, number), first_argument, (EQUAL, 1, 0, os.getpid()), refuse, allow]
     return [*rules, allow]

@@ -8,23 +8,30 @@ execute is the next layer. What cannot be worked out is a problem with its line.
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
-import warnings
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from sweeper.evidence.flows_spelling import bindings, names_of
 from sweeper.evidence.unpack_codecs import Budget, TooLargeError, UnknownValueError
-from sweeper.evidence.unpack_values import MODULES, Code, Evaluator, Name
+from sweeper.evidence.unpack_nodes import (
+    asked_by_name,
+    blocks,
+    changed_later,
+    is_exec,
+    names_in_target,
+    own_nodes,
+)
+from sweeper.evidence.unpack_source import decode, parse, says_anything
+from sweeper.evidence.unpack_values import MODULES, UNBOUND, Code, Evaluator, Name
 from sweeper.evidence.unpack_ways import changes_names, other_ways
 
 MOST_LAYERS = 10
-MOST_SOURCE = 4 << 20  # bytes of a source that is parsed; a wrapper's data are not source
 WORTH_READING = 400  # characters of a text that is written out, to be taken for a script
 LINE_ENDS = re.compile(r"\r\n|\r|\n")
-EXECUTING = frozenset({"builtins.exec", "builtins.eval"})
+# What is compiled is executed somewhere.
+EXECUTING = frozenset({"builtins.exec", "builtins.eval", "builtins.compile"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,29 +85,6 @@ def unpack(data: bytes) -> Unpacked:
     return _Unpacking(data).run()
 
 
-def parse(source: str) -> ast.Module:
-    """A syntax tree, without a word on stderr. ValueError where it is no Python or too large."""
-    if len(source) > MOST_SOURCE:
-        raise ValueError(f"its source is larger than {MOST_SOURCE >> 20} MiB")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(source)
-    except SyntaxError as error:
-        raise ValueError(f"no Python of this version: line {error.lineno}: {error.msg}") from error
-    except (RecursionError, MemoryError) as error:
-        raise ValueError("nested too deeply to be read") from error
-
-
-def decode(data: bytes) -> tuple[str, str]:
-    """A source as text, by the encoding that it declares, and that encoding's name."""
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        return data.decode(encoding), encoding
-    except (SyntaxError, LookupError, ValueError):
-        return data.decode("latin-1"), "unknown"
-
-
 class _Unpacking:
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -114,13 +98,19 @@ class _Unpacking:
         while done < len(self.layers):
             layer = self.layers[done]
             if layer.tree is not None:
-                reader = _Reader(self, layer)
-                reader.read_block(layer.tree.body)
-                reader.find_other_ways()
+                self._read(layer, layer.tree)
             done += 1
         return Unpacked(
             bytes=len(self.data), layers=tuple(self.layers), problems=tuple(self.problems)
         )
+
+    def _read(self, layer: Layer, tree: ast.Module) -> None:
+        reader = _Reader(self, layer)
+        try:
+            reader.read_block(tree.body)
+            reader.find_other_ways()
+        except RecursionError:
+            self.fail(layer.number, 1, "the source", "nested too deeply to be read")
 
     def _add(self, source: str | bytes, how: str, parent: int | None, at: int | None) -> None:
         if len(self.layers) >= MOST_LAYERS:
@@ -132,10 +122,10 @@ class _Unpacking:
             text, encoding = source, "text"
         number = len(self.layers)
         tree = None
-        if number == 0 and not text.strip():
-            self.fail(number, 1, "the source", "there is nothing in it")
         try:
             tree = parse(text)
+            if number == 0 and not says_anything(tree):
+                self.fail(number, 1, "the source", "there is nothing in it")
         except ValueError as error:
             self.fail(number, 1, "the source", str(error))
         self.layers.append(
@@ -169,6 +159,9 @@ class _Reader:
         self.layer = layer
         self.evaluator = Evaluator(own=unpacking.data, budget=unpacking.budget)
         assert layer.tree is not None
+        self.imported = names_of(layer.tree)
+        counted = Counter(bindings(ast.walk(layer.tree)))
+        self.rebound = {name for name, times in counted.items() if times > 1}
         # What a function may change at any time is never known.
         self.shared = {
             name
@@ -185,7 +178,7 @@ class _Reader:
             for node in ast.walk(self.layer.tree)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         }
-        for line, why in other_ways(self.layer.tree, own):
+        for line, why in other_ways(self.layer.tree, self.imported, own):
             self.unpacking.fail(self.layer.number, line, "what runs", why)
 
     def read_block(self, statements: list[ast.stmt]) -> None:
@@ -211,44 +204,44 @@ class _Reader:
             for node in ast.walk(statement):
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                     self._bind(node.id, None)
-        for block in _blocks(statement):
-            before = dict(self.evaluator.names)
+        for handler in getattr(statement, "handlers", []):
+            if handler.name is not None:
+                self._bind(handler.name, None)
+        for block in blocks(statement):
+            since = len(self.evaluator.journal)
             self.read_block(block)
+            before: dict[str, Any] = {}
+            for name, value in self.evaluator.journal[since:]:
+                before.setdefault(name, value)
             for name, value in before.items():
-                if self.evaluator.names.get(name) is not value:
+                if value is not UNBOUND and self.evaluator.names.get(name) is not value:
                     self._bind(name, None)
 
     def _read_apart(self, block: list[ast.stmt], owner: ast.stmt) -> None:
         """A function's body, whose names are its own; its parameters are not known."""
-        before = dict(self.evaluator.names)
+        since = len(self.evaluator.journal)
         if isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef):
             for each in ast.walk(owner.args):
                 if isinstance(each, ast.arg):
-                    self.evaluator.names[each.arg] = None
+                    self._bind(each.arg, None)
+            for name in changed_later(block, self.rebound):
+                self._bind(name, None)
         self.read_block(block)
-        self.evaluator.names = before
+        self.evaluator.undo(since)
 
     def _read(self, statement: ast.stmt) -> None:
-        nodes = list(_own_nodes(statement))
+        found = own_nodes(statement, self.rebound)
+        nodes = [node for node, _ in found]
+        self._read_calls(found)
+        by_name = set(asked_by_name(nodes))
         for node in nodes:
-            if isinstance(node, ast.Call):
-                self._read_call(node)
-        for node in nodes:
-            self.evaluator.changed |= changes_names(node)
+            changed = changes_names(node, self.imported) or self._sets_module(node, by_name)
+            self.evaluator.changed |= changed
             # It may have been evaluated or not, and more than once.
             if isinstance(node, ast.NamedExpr):
                 self._bind(node.target.id, None)
-        if isinstance(statement, ast.Import):
-            for alias in statement.names:
-                top = alias.name.partition(".")[0]
-                bound = alias.name if alias.asname else top
-                self._bind(alias.asname or top, Name(bound) if top in MODULES else None)
-        elif isinstance(statement, ast.ImportFrom):
-            module = statement.module or ""
-            known = module.partition(".")[0] in MODULES
-            for alias in statement.names:
-                dotted = f"{module}.{alias.name}".removeprefix("compression.")
-                self._bind(alias.asname or alias.name, Name(dotted) if known else None)
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            self._read_import(statement)
         elif isinstance(statement, ast.Assign):
             for target in statement.targets:
                 self._assign(target, statement.value)
@@ -262,6 +255,42 @@ class _Reader:
                 if item.optional_vars is not None:
                     self._assign(item.optional_vars, item.context_expr)
 
+    def _read_calls(self, found: list[tuple[ast.AST, frozenset[str]]]) -> None:
+        """The calls of a statement; what its parts bind for themselves is not known in them."""
+        calls = [(node, names) for node, names in found if isinstance(node, ast.Call)]
+        # compile in a call of exec is read with it.
+        inner = {id(part) for call, _ in calls if is_exec(call) for part in call.args}
+        for call, others in calls:
+            if id(call) not in inner:
+                since = len(self.evaluator.journal)
+                for name in others:
+                    self._bind(name, None)
+                self._read_call(call)
+                self.evaluator.undo(since)
+
+    def _read_import(self, statement: ast.Import | ast.ImportFrom) -> None:
+        if isinstance(statement, ast.Import):
+            for alias in statement.names:
+                top = alias.name.partition(".")[0]
+                bound = alias.name if alias.asname else top
+                self._bind(alias.asname or top, Name(bound) if top in MODULES else None)
+            return
+        module = statement.module or ""
+        known = module.partition(".")[0] in MODULES
+        self.evaluator.changed |= statement.names[0].name == "*"
+        for alias in statement.names:
+            dotted = f"{module}.{alias.name}".removeprefix("compression.")
+            self._bind(alias.asname or alias.name, Name(dotted) if known else None)
+
+    def _sets_module(self, node: ast.AST, by_name: set[int]) -> bool:
+        """Whether a module's function is replaced, or the module handed to what may do that."""
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            return isinstance(self._value(node.value), Name)
+        if not isinstance(node, ast.Name) or id(node) in by_name:
+            return False
+        known = self.evaluator.names.get(node.id)
+        return isinstance(known, Name) and known.dotted in MODULES
+
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
             if len(target.elts) == len(value.elts):
@@ -270,13 +299,13 @@ class _Reader:
             return
         found = self._value(value) if isinstance(target, ast.Name) else None
         # An attribute that is set changes what it is of: zlib.decompress = …
-        for name in _names(target):
+        for name in names_in_target(target):
             self._bind(name, found)
 
     def _bind(self, name: str, value: Any) -> None:
         if value is None or name in self.shared:
             value = _NOT_KNOWN
-        self.evaluator.names[name] = value
+        self.evaluator.bind(name, value)
 
     def _value(self, node: ast.expr) -> Any:
         try:
@@ -287,8 +316,9 @@ class _Reader:
     # ---- what is executed
 
     def _read_call(self, call: ast.Call) -> None:
-        if self._executes(call):
-            self._read_executed(call)
+        name = self._called(call)
+        if name in EXECUTING:
+            self._read_executed(call, name.rpartition(".")[2])
         elif isinstance(call.func, ast.Attribute) and call.args:
             name = call.func.attr
             if name == "seek":
@@ -296,18 +326,22 @@ class _Reader:
             elif name in ("write", "write_text", "write_bytes"):
                 self._read_written(call)
 
-    def _executes(self, call: ast.Call) -> bool:
-        if not call.args or not isinstance(call.func, ast.Name | ast.Attribute | ast.Call):
-            return False
+    def _called(self, call: ast.Call) -> str:
+        """The builtin or the function of a known module that a call is of; '' of all else."""
+        if not isinstance(call.func, ast.Name | ast.Attribute | ast.Call):
+            return ""
         if isinstance(call.func, ast.Call) and not isinstance(call.func.func, ast.Name):
-            return False
+            return ""
         found = self._value(call.func)
-        return isinstance(found, Name) and found.dotted in EXECUTING
+        return found.dotted if isinstance(found, Name) else ""
 
-    def _read_executed(self, call: ast.Call) -> None:
-        name = "exec" if "exec" in ast.unparse(call.func) else "eval"
+    def _read_executed(self, call: ast.Call, name: str) -> None:
+        source = [each.value for each in call.keywords if each.arg == "source"]
+        given = call.args[0] if call.args else next(iter(source), None)
+        if given is None:
+            return
         try:
-            value = self.evaluator.value(call.args[0])
+            value = self.evaluator.value(given)
             if isinstance(value, Code):
                 value = value.source
             if not isinstance(value, str | bytes):
@@ -340,36 +374,3 @@ class _NotKnown:
 
 
 _NOT_KNOWN = _NotKnown()
-
-
-def _blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
-    """The blocks of statements in a statement."""
-    for name in ("body", "orelse", "finalbody"):
-        block = getattr(statement, name, None)
-        if isinstance(block, list):
-            yield block
-    for handler in getattr(statement, "handlers", []):
-        yield handler.body
-    for case in getattr(statement, "cases", []):
-        yield case.body
-
-
-def _own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
-    """The nodes of a statement but those of the statements in it, a call's parts before it."""
-    stack: list[ast.AST] = [statement]
-    found: list[ast.AST] = []
-    while stack:
-        node = stack.pop()
-        found.append(node)
-        stack += [each for each in ast.iter_child_nodes(node) if not _is_inner(each)]
-    return reversed(found)
-
-
-def _is_inner(node: ast.AST) -> bool:
-    return isinstance(node, ast.stmt | ast.excepthandler | ast.match_case)
-
-
-def _names(target: ast.expr) -> Iterator[str]:
-    for node in ast.walk(target):
-        if isinstance(node, ast.Name):
-            yield node.id

@@ -1,8 +1,14 @@
-"""Decompressors for data that nobody vouches for: each stops at what may be had, and says why."""
+"""Decompressors and decoders for data that nobody vouches for.
+
+Each stops at what may be had, and says why.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import bz2
+import codecs
 import lzma
 import zlib
 from collections.abc import Callable, Mapping
@@ -166,3 +172,55 @@ DECOMPRESSORS: Mapping[str, Callable[..., bytes]] = {
     "bz2.BZ2Decompressor.decompress": unbz2_one,
     "zstandard.ZstdDecompressor.decompress": unzstd,
 }
+
+
+# ---- texts
+
+CODECS = frozenset(
+    {"utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "l1", "cp437", "cp1252"}
+    | {"utf-16", "utf-16-le", "utf-16-be", "utf-32", "unicode_escape", "raw_unicode_escape"}
+)
+
+
+def _decoded(data: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
+    """codecs.decode, for the codecs that hide code."""
+    name = encoding.lower().replace("-", "_").removesuffix("_codec")
+    if name in ("hex", "base64"):
+        return (binascii.unhexlify if name == "hex" else base64.b64decode)(data)
+    if name in ("rot13", "rot_13"):
+        return codecs.decode(data, "rot13")
+    return bytes(data).decode(codec(encoding), errors)
+
+
+def codec(name: str) -> str:
+    if name.lower().replace("_", "-") not in {each.replace("_", "-") for each in CODECS}:
+        raise UnknownValueError(f"the codec {name!r} is none of the plain ones")
+    return name
+
+
+DECODERS: Mapping[str, Callable[..., Any]] = {
+    **{
+        f"base64.{name}": getattr(base64, name)
+        for name in (
+            *("b64decode", "standard_b64decode", "urlsafe_b64decode", "b32decode"),
+            *("b16decode", "b85decode", "a85decode", "decodebytes"),
+        )
+    },
+    "binascii.unhexlify": binascii.unhexlify,
+    "binascii.a2b_hex": binascii.a2b_hex,
+    "binascii.a2b_base64": binascii.a2b_base64,
+    "codecs.decode": _decoded,
+    "bytes.fromhex": bytes.fromhex,
+    "builtins.chr": chr,
+    "builtins.ord": ord,
+    "builtins.len": len,
+    "builtins.int": int,
+    "builtins.tuple": tuple,
+    "builtins.list": list,
+}
+# Methods of text and bytes that make no more than they are given.
+SHRINKING = frozenset(
+    {"strip", "lstrip", "rstrip", "split", "rsplit", "partition", "rpartition", "splitlines"}
+    | {"lower", "upper", "swapcase", "hex", "find", "rfind", "index", "rindex", "count"}
+    | {"removeprefix", "removesuffix", "startswith", "endswith", "keys", "values", "tobytes"}
+)

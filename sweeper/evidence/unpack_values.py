@@ -8,9 +8,6 @@ ever executed, imported or opened.
 from __future__ import annotations
 
 import ast
-import base64
-import binascii
-import codecs
 import lzma
 import operator
 import zlib
@@ -19,19 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeper.evidence.unpack_codecs import (
+    DECODERS,
     DECOMPRESSORS,
+    SHRINKING,
     Budget,
     TooLargeError,
     UnknownValueError,
+    codec,
 )
 
 DEEPEST = 200  # expressions within each other
 ITEM_BYTES = 8  # of a list, whatever is in it
 MOST_BITS = 4_096  # of a whole number
-CODECS = frozenset(
-    {"utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "l1", "cp437", "cp1252"}
-    | {"utf-16", "utf-16-le", "utf-16-be", "utf-32", "unicode_escape", "raw_unicode_escape"}
-)
 # The modules whose names may stand in a constant expression.
 MODULES = frozenset(
     {"lzma", "zlib", "bz2", "gzip", "base64", "binascii", "codecs", "brotli", "zstandard", "zstd"}
@@ -42,6 +38,13 @@ CONSTANTS: Mapping[str, Any] = {
     "zlib.MAX_WBITS": zlib.MAX_WBITS,
     "zlib.DEF_BUF_SIZE": zlib.DEF_BUF_SIZE,
 }
+
+
+class Unbound:
+    """What a name is before anything binds it."""
+
+
+UNBOUND = Unbound()
 
 
 @dataclass(frozen=True)
@@ -72,48 +75,6 @@ class OwnFile:
         return part.decode("utf-8", "replace") if self.text else part
 
 
-def _decoded(data: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
-    """codecs.decode, for the codecs that hide code."""
-    name = encoding.lower().replace("-", "_").removesuffix("_codec")
-    if name in ("hex", "base64"):
-        return (binascii.unhexlify if name == "hex" else base64.b64decode)(data)
-    if name in ("rot13", "rot_13"):
-        return codecs.decode(data, "rot13")
-    return bytes(data).decode(_codec(encoding), errors)
-
-
-def _codec(name: str) -> str:
-    if name.lower().replace("_", "-") not in {each.replace("_", "-") for each in CODECS}:
-        raise UnknownValueError(f"the codec {name!r} is none of the plain ones")
-    return name
-
-
-DECODERS: Mapping[str, Callable[..., Any]] = {
-    **{
-        f"base64.{name}": getattr(base64, name)
-        for name in (
-            *("b64decode", "standard_b64decode", "urlsafe_b64decode", "b32decode"),
-            *("b16decode", "b85decode", "a85decode", "decodebytes"),
-        )
-    },
-    "binascii.unhexlify": binascii.unhexlify,
-    "binascii.a2b_hex": binascii.a2b_hex,
-    "binascii.a2b_base64": binascii.a2b_base64,
-    "codecs.decode": _decoded,
-    "bytes.fromhex": bytes.fromhex,
-    "builtins.chr": chr,
-    "builtins.ord": ord,
-    "builtins.len": len,
-    "builtins.int": int,
-    "builtins.tuple": tuple,
-    "builtins.list": list,
-}
-# Methods of text and bytes that make no more than they are given.
-SHRINKING = frozenset(
-    {"strip", "lstrip", "rstrip", "split", "rsplit", "partition", "rpartition", "splitlines"}
-    | {"lower", "upper", "swapcase", "hex", "find", "rfind", "index", "rindex", "count"}
-    | {"removeprefix", "removesuffix", "startswith", "endswith", "keys", "values", "tobytes"}
-)
 OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -145,7 +106,21 @@ class Evaluator:
     changed: bool = False
     budget: Budget = field(default_factory=Budget)
     names: dict[str, Any] = field(default_factory=dict)
+    journal: list[tuple[str, Any]] = field(default_factory=list)  # what each name was before
     depth: int = 0
+
+    def bind(self, name: str, value: Any) -> None:
+        self.journal.append((name, self.names.get(name, UNBOUND)))
+        self.names[name] = value
+
+    def undo(self, since: int) -> None:
+        """Unbind all that the journal has from there on."""
+        while len(self.journal) > since:
+            name, before = self.journal.pop()
+            if before is UNBOUND:
+                del self.names[name]
+            else:
+                self.names[name] = before
 
     def value(self, node: ast.expr) -> Any:
         self.budget.step()
@@ -179,7 +154,8 @@ class Evaluator:
         return Name(f"builtins.{node.id}")
 
     def _namedexpr(self, node: ast.NamedExpr) -> Any:
-        self.names[node.target.id] = found = self.value(node.value)
+        found = self.value(node.value)
+        self.bind(node.target.id, found)
         return found
 
     def _tuple(self, node: ast.Tuple) -> Any:
@@ -270,12 +246,12 @@ class Evaluator:
         named = any(isinstance(each, ast.NamedExpr) for each in ast.walk(node))
         if loop.ifs or loop.is_async or named or not isinstance(loop.target, ast.Name):
             raise UnknownValueError("a loop that is not worked out")
-        before = dict(self.names)
+        since = len(self.journal)
         made = []
         for item in self.value(loop.iter):
-            self.names[loop.target.id] = item
+            self.bind(loop.target.id, item)
             made.append(self.value(node.elt))
-        self.names = before
+        self.undo(since)
         return made
 
     _generatorexp = _listcomp
@@ -346,7 +322,7 @@ class Evaluator:
 
     def _bytes(self, args: list[Any]) -> Any:
         if len(args) == 2:
-            return self._sized(args[0].encode(_codec(args[1])))
+            return self._sized(args[0].encode(codec(args[1])))
         if not args or isinstance(args[0], int):
             raise UnknownValueError("bytes of nothing")
         return self._sized(bytes(args[0]))
@@ -377,7 +353,7 @@ class Evaluator:
         if name in ("encode", "decode"):
             encoding = str(found[0] if found else named.get("encoding", "utf-8"))
             errors = str(found[1] if len(found) > 1 else named.get("errors", "strict"))
-            return self._sized(getattr(owner, name)(_codec(encoding), errors))
+            return self._sized(getattr(owner, name)(codec(encoding), errors))
         if name == "join":
             items = list(found[0])
             self.budget.take(sum(map(len, items)) + len(owner) * len(items))

@@ -350,6 +350,12 @@ def test_a_folder_that_is_hard_to_remove_is_removed(tmp_path: Path, scratch: Pat
             "assert l.confine_calls()",
             "import fcntl, os; r = open('kept'); fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
         ),
+        (
+            "assert l.confine_calls()",
+            "import os, resource as r; r.prlimit(0, r.RLIMIT_CPU); r.prlimit(os.getpid(), "
+            "r.RLIMIT_CPU); r.prlimit(os.getppid(), r.RLIMIT_CPU)",
+        ),
+        ("assert l.confine_calls()", "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 9)"),
         ("assert l.confine_calls()", "import os; os.chmod('kept', 0o777)"),
         ("assert l.confine_calls()", "import os; os.mknod('device')"),
         ("assert l.drop_capabilities()", "import os; os.chroot('.')"),
