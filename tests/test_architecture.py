@@ -118,6 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeper.evidence.unpack_values": {"sweeper.evidence.unpack_codecs"},
     "sweeper.evidence.smoke_lockdown": set(),
     "sweeper.evidence.smoke_stubs": set(),
+    "sweeper.evidence.smoke_usage": {"sweeper.evidence.smoke_lockdown"},
     "sweeper.evidence.smoke_child": {
         *("sweeper.evidence.smoke_lockdown", "sweeper.evidence.smoke_stubs"),
     },

@@ -15,7 +15,6 @@ import re
 import selectors
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sweeper.errors import UserError
+from sweeper.evidence.audit_child import CPU_SECONDS, limited
+from sweeper.evidence.smoke_usage import overused, remove
 from sweeper.evidence.unpack import unpack
 
 MOST_BYTES = 32 << 20  # of a script
@@ -112,32 +111,7 @@ def smoke(
         run = _Run(path, script, timeout, memory_bytes, dict(settings or {}))
         return run.result()
     finally:
-        _remove(scratch)
-
-
-def _remove(scratch: Path) -> None:
-    """A folder that a hostile script may have made unreadable, or deeper than Python can go."""
-    for entry in _entries(scratch):
-        if entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):
-                os.chmod(entry.path, 0o700)
-    with contextlib.suppress(RecursionError):
-        shutil.rmtree(scratch, ignore_errors=True)
-    if scratch.exists():
-        subprocess.run(["rm", "-rf", "--", str(scratch)], check=False, capture_output=True)
-
-
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """All that is below a folder, as far as it can be seen; a folder before what is in it."""
-    waiting = [str(folder)]
-    with contextlib.suppress(OSError):
-        os.chmod(folder, 0o700)
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as found:
-            for entry in found:
-                yield entry
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+        remove(scratch)
 
 
 @dataclass
@@ -177,7 +151,7 @@ class _Run:
             "parent": os.getpid(),
             "folder": str(self.script.parent),
             "script": str(self.script),
-            "torch": _needs_torch(self.script.read_bytes()),
+            "torch": _needs_torch(self.script.read_bytes(), self.timeout),
             "memory_bytes": self.memory_bytes,
             "cpu_seconds": int(self.timeout * max(1, os.cpu_count() or 1)) + 5,
         }
@@ -226,9 +200,7 @@ class _Run:
                     return
                 if now - checked > 5 * POLL_SECONDS:
                     checked = now
-                    written = _size(self.script.parent) + _unlinked(child.pid)
-                    if written > SCRATCH_BYTES:
-                        self.ended_by = f"it wrote more than {SCRATCH_BYTES >> 20} MiB"
+                    self.ended_by = overused(child.pid, self.script.parent, SCRATCH_BYTES)
 
     def _take_output(self, data: bytes) -> None:
         self.printed += len(data)
@@ -271,9 +243,25 @@ class _Run:
 WHOLE_NUMBERS = ("parameters", "vocab_size", "layers", "dim", "heads", "kv_heads")
 
 
-def _needs_torch(data: bytes) -> bool:
-    """Whether any source of a script names torch; importing it takes seconds."""
-    return any(re.search(r"\btorch\b", layer.source) for layer in unpack(data).layers)
+def _needs_torch(data: bytes, seconds: float) -> bool:
+    """Whether any source of a script may name torch; importing it takes a second or two."""
+    if re.search(rb"\btorch\b", data):
+        return True
+    if not re.search(rb"exec|eval|compile", data):
+        return False
+    try:
+        # A process of its own: unpacking may take more memory and time than there is.
+        most = math.ceil(min(CPU_SECONDS, seconds))
+        said = limited(f"from {__name__} import naming_torch as run", [], data, cpu_seconds=most)
+    except RuntimeError:
+        return True
+    return said != b"no"
+
+
+def naming_torch(data: bytes) -> bytes:
+    """Whether a source of a script names torch, in the process that finds out."""
+    found = any(re.search(r"\btorch\b", layer.source) for layer in unpack(data).layers)
+    return b"yes" if found else b"no"
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -295,32 +283,6 @@ def _has_ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def _unlinked(pid: int) -> int:
-    """Bytes of files that a process and those below it hold open, and that are in no folder."""
-    sizes: dict[tuple[int, int], int] = {}
-    with contextlib.suppress(psutil.Error):
-        first = psutil.Process(pid)
-        for process in [first, *first.children(recursive=True)]:
-            with contextlib.suppress(OSError):
-                for number in os.listdir(f"/proc/{process.pid}/fd"):
-                    with contextlib.suppress(OSError):
-                        found = os.stat(f"/proc/{process.pid}/fd/{number}")
-                        if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
-                            sizes[found.st_dev, found.st_ino] = 512 * found.st_blocks
-    return sum(sizes.values())
-
-
-def _size(folder: Path) -> int:
-    """Bytes in a folder, as far as 10,000 files go."""
-    total = 0
-    for number, entry in enumerate(_entries(folder)):
-        with contextlib.suppress(OSError):
-            total += entry.stat(follow_symlinks=False).st_size
-        if number > 10_000:
-            return SCRATCH_BYTES + 1
-    return total
-
-
 # ---- what the child said: anything may stand there
 
 
@@ -336,10 +298,9 @@ def _stage(said: Mapping[str, Any]) -> Stage:
     scored = _number(said.get("loss")) is not None and _text(said.get("model")) is not None
     if said.get("done") is True and said.get("error") is None and scored:
         return Stage.DONE
-    try:
-        return Stage(str(said.get("stage", Stage.START)))
-    except ValueError:
-        return Stage.START
+    # That it is done is not its own to say as a stage.
+    come_to = (each for each in Stage if each is not Stage.DONE and each == said.get("stage"))
+    return next(come_to, Stage.START)
 
 
 def _death(code: int | None) -> str:
@@ -358,7 +319,8 @@ def _text(value: object) -> str | None:
 
 
 def _texts(value: object) -> list[str]:
-    return [_clean(str(each))[:300] for each in value[:50]] if isinstance(value, list) else []
+    listed = value[:50] if isinstance(value, list) else []
+    return [_clean(each)[:300] for each in listed if isinstance(each, str)]
 
 
 def _number(value: object) -> float | None:
@@ -369,7 +331,9 @@ def _number(value: object) -> float | None:
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value < 1 << 63 else None
 
 
 def _clean(text: str) -> str:

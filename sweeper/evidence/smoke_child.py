@@ -226,27 +226,40 @@ def _shape(said: Mapping[str, int | None], model: Any) -> tuple[dict[str, int | 
 
     Where it does not, what the model has stands instead, and a note says so.
     """
-    from torch import nn
-
-    sizes = {size for each in model.parameters() for size in each.shape}
-    tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
-    largest = max(tables, key=lambda each: each.num_embeddings, default=None)
-    lists = [len(each) for each in model.modules() if isinstance(each, nn.ModuleList)]
-    own: dict[str, int | None] = {
-        "vocab_size": None if largest is None else largest.num_embeddings,
-        "dim": None if largest is None else largest.embedding_dim,
-        "layers": max(lists, default=None),
-    }
     shape, doubts = dict(said), []
-    for name, found in own.items():
+    for name, (found, all_found) in _dimensions(model).items():
         asked = said.get(name)
-        # A network may have its layers in two lists, or its tables in parameters of their own.
-        there = asked in lists or asked == sum(lists) if name == "layers" else asked in sizes
-        if asked is None or not there:
-            shape[name] = found
-        if asked is not None and not there:
+        if asked in all_found:
+            continue
+        shape[name] = found
+        if asked:  # 0 is what says that it follows from another
             doubts.append(f"{name} is {asked:,} in the settings, and {found or 'not'} in the model")
     return shape, doubts
+
+
+def _dimensions(model: Any) -> dict[str, tuple[int | None, set[int]]]:
+    """What a model has, and all that it may also be taken to have; heads where its layers say."""
+    from torch import nn
+
+    modules = list(model.modules())
+    sizes = {size for each in model.parameters() for size in each.shape}
+    tables = [each for each in modules if isinstance(each, nn.Embedding)]
+    largest = max(tables, key=lambda each: each.num_embeddings, default=None)
+    lists = [len(each) for each in modules if isinstance(each, nn.ModuleList)]
+    # A network may have its layers in two lists or none, its tables in parameters of their own.
+    others = {len(each) for each in modules if isinstance(each, nn.Sequential | nn.ModuleDict)}
+    rows = {each.num_embeddings for each in tables}
+    found: dict[str, tuple[int | None, set[int]]] = {
+        "vocab_size": (None if largest is None else largest.num_embeddings, rows or sizes),
+        "dim": (None if largest is None else largest.embedding_dim, sizes),
+        "layers": (max(lists or others, default=None), {*lists, sum(lists), *others}),
+    }
+    for name in ("heads", "kv_heads"):
+        own = [_first(vars(each), NAMES[name]) for each in modules if each is not model]
+        counts = {each for each in own if each is not None}
+        if counts:
+            found[name] = (max(counts), counts)
+    return found
 
 
 # ---- the model

@@ -20,12 +20,12 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x20000, 0x8000000, 0x10000000
-CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD = 0x20000000, 0x40000000, 0x10000
+CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD, CLONE_FILES = 0x20000000, 0x40000000, 0x10000, 0x400
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # of every machine
 # write a file, remove, make of any kind; from the second version on link, then truncate
@@ -35,34 +35,43 @@ OPEN_FILES = 512
 MOST_REFUSALS = 20
 
 # System calls that start processes, reach others, or get around what is refused here; by the line:
-# modes, owners, times and attributes of files, which Landlock leaves to everyone; device files;
-# memory that no limit counts, and what stays when all processes have ended: shared memory,
-# queues, keys; last the priorities of other processes.
+# modes, owners, times and attributes of files, which Landlock leaves to everyone; device files,
+# disk space that no limit of a file's size counts; memory that no limit counts, and what stays when
+# all processes have ended: shared memory, queues, keys; the priorities of other processes.
 DENIED = {
     "x86_64": (
-        *(41, 42, 57, 58, 59, 101, 129, 165, 200, 272, 297, 308, 310, 311, 321, 322),
+        *(41, 42, 53, 57, 58, 59, 101, 129, 165, 200, 272, 297, 308, 310, 311, 321, 322),
         *(424, 425, 434),
         *(90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280),
-        *(188, 189, 190, 197, 198, 199, 463, 466, 133, 259),
-        *(319, 447, 29, 30, 64, 68, 240, 248, 249, 250, 141, 251),
+        *(188, 189, 190, 197, 198, 199, 463, 466, 469, 133, 259, 76, 285),
+        *(319, 447, 29, 30, 64, 68, 240, 248, 249, 250, 141, 251, 142, 144, 314),
     ),
     "aarch64": (
-        *(40, 97, 117, 130, 138, 198, 203, 221, 240, 268, 270, 271, 280, 281, 424, 425, 434),
+        *(40, 97, 117, 130, 138, 198, 199, 203, 221, 240, 268, 270, 271, 280, 281, 424, 425, 434),
         *(52, 53, 54, 55, 452, 88),
-        *(5, 6, 7, 14, 15, 16, 463, 466, 33),
-        *(279, 447, 194, 196, 190, 186, 180, 217, 218, 219, 140, 30),
+        *(5, 6, 7, 14, 15, 16, 463, 466, 469, 33, 45, 47),
+        *(279, 447, 194, 196, 190, 186, 180, 217, 218, 219, 140, 30, 118, 119, 274),
     ),
 }
+# Calls that depend on what is asked for. kill, tgkill: to itself alone.
+SIGNALLING = {"x86_64": (62, 234), "aarch64": (129, 131)}
+# prlimit64 and sched_setaffinity, which also set what another process may use: of itself alone.
+OWN_LIMITS = {"x86_64": (302, 203), "aarch64": (261, 122)}
 # fcntl's F_SETOWN, F_SETSIG and F_SETOWN_EX: a signal to others by way of a file.
 FCNTL = {"x86_64": 72, "aarch64": 25}
 FCNTL_SIGNALLING = (8, 10, 15)
-# prlimit64, which also sets what another process may use: of itself alone.
-PRLIMIT = {"x86_64": 302, "aarch64": 261}
+# ioctl: what terminals and pipes are asked; all else may change files, or signal others.
+IOCTL = {"x86_64": 16, "aarch64": 29}
+IOCTL_ASKING = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)
+# prctl: to end with the parent, and to be looked at by it, stay as they are.
+PRCTL = {"x86_64": 157, "aarch64": 167}
+PRCTL_KEPT = (1, 4)
+# close_range, which may give a thread files of its own, that nobody would count.
+CLOSE_RANGE, CLOSE_UNSHARING = 436, (2, 6)
 CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITY_VERSION, MOST_CAPABILITIES, PR_CAPBSET_DROP = 0x20080522, 64, 24
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CLONE = {"x86_64": 56, "aarch64": 220}
-SIGNALLING = {"x86_64": (62, 234), "aarch64": (129, 131)}  # kill, tgkill: to itself alone
 CLONE3 = 435
 LOAD, EQUAL, ANY_BIT, AT_LEAST, RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000
@@ -220,11 +229,14 @@ def confine_calls() -> bool:
     return bool(libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(found), 0, 0) == 0)
 
 
-def _rules(machine: str) -> list[tuple[int, int, int, int]]:
+Instruction = tuple[int, int, int, int]
+REFUSED_CALL: Instruction = (RETURN, 0, 0, REFUSE | errno.EPERM)
+ALLOWED_CALL: Instruction = (RETURN, 0, 0, ALLOW)
+
+
+def _rules(machine: str) -> list[Instruction]:
     """A classic BPF program over (number, machine, address, arguments) of a system call."""
-    refuse = (RETURN, 0, 0, REFUSE | errno.EPERM)
-    allow = (RETURN, 0, 0, ALLOW)
-    first_argument = (LOAD, 0, 0, 16)
+    refuse, allow, itself = REFUSED_CALL, ALLOWED_CALL, os.getpid()
     rules = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT_ARCH[machine]), refuse, (LOAD, 0, 0, 0)]
     # Calls of another machine's numbers: they would pass by all that follows.
     rules += [(AT_LEAST, 0, 1, 0x40000000), refuse]
@@ -232,20 +244,28 @@ def _rules(machine: str) -> list[tuple[int, int, int, int]]:
     rules += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, REFUSE | errno.ENOSYS)]
     for number in DENIED[machine]:
         rules += [(EQUAL, 0, 1, number), refuse]
-    rules += [(EQUAL, 0, 4, CLONE[machine]), first_argument]
-    rules += [(ANY_BIT, 1, 0, CLONE_THREAD), refuse, allow]
-    refused = [
-        (EQUAL, len(FCNTL_SIGNALLING) - 1 - place, int(place + 1 == len(FCNTL_SIGNALLING)), command)
-        for place, command in enumerate(FCNTL_SIGNALLING)
-    ]
-    second_argument = (LOAD, 0, 0, 24)
-    fcntl = [second_argument, *refused, refuse, allow]
-    rules += [(EQUAL, 0, len(fcntl), FCNTL[machine]), *fcntl]
-    itself = [first_argument, (EQUAL, 2, 0, 0), (EQUAL, 1, 0, os.getpid()), refuse, allow]
-    rules += [(EQUAL, 0, len(itself), PRLIMIT[machine]), *itself]
+    # A thread that shares the files of the others, and no process.
+    rules += [(EQUAL, 0, 5, CLONE[machine]), (LOAD, 0, 0, 16)]
+    rules += [(ANY_BIT, 0, 1, CLONE_THREAD), (ANY_BIT, 1, 0, CLONE_FILES), refuse, allow]
     for number in SIGNALLING[machine]:
-        rules += [(EQUAL, 0, 4, number), first_argument, (EQUAL, 1, 0, os.getpid()), refuse, allow]
+        rules += _by_argument(number, 0, (itself,), allow, refuse)
+    for number in OWN_LIMITS[machine]:
+        rules += _by_argument(number, 0, (0, itself), allow, refuse)
+    rules += _by_argument(FCNTL[machine], 1, FCNTL_SIGNALLING, refuse, allow)
+    rules += _by_argument(IOCTL[machine], 1, IOCTL_ASKING, allow, refuse)
+    rules += _by_argument(PRCTL[machine], 0, PRCTL_KEPT, refuse, allow)
+    rules += _by_argument(CLOSE_RANGE, 2, CLOSE_UNSHARING, refuse, allow)
     return [*rules, allow]
+
+
+def _by_argument(
+    number: int, place: int, values: Sequence[int], listed: Instruction, other: Instruction
+) -> list[Instruction]:
+    """What becomes of one call, by whether one of its arguments is among some values."""
+    left = range(len(values), 0, -1)
+    tests = [(EQUAL, skipped, 0, value) for skipped, value in zip(left, values, strict=True)]
+    block = [(LOAD, 0, 0, 16 + 8 * place), *tests, other, listed]
+    return [(EQUAL, 0, len(block), number), *block]
 
 
 # ---- Python's own hooks

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from sweeper.errors import UserError
-from sweeper.evidence.smoke import SmokeResult, Stage, as_json, as_text, smoke
+from sweeper.evidence.smoke import SmokeResult, Stage, _needs_torch, as_json, as_text, smoke
 from tests.sweeper.evidence.audit_honest import HONEST
 from tests.sweeper.evidence.audit_scripts import exported
 
@@ -249,12 +250,22 @@ def test_what_it_says_of_itself_may_be_anything(tmp_path: Path, scratch: Path) -
 
 def test_it_is_done_only_with_a_model_and_a_loss(tmp_path: Path, scratch: Path) -> None:
     huge = "9" * 400
-    for said in ('{"done": true}', f'{{"done": true, "model": "M", "loss": {huge}}}'):
+    for said in (
+        '{"done": true}',
+        '{"stage": "done", "model": "M"}',
+        f'{{"done": true, "model": "M", "loss": {huge}}}',
+    ):
         line = f"{said}\n".encode()
         source = f"import os\nfor fd in range(3, 30):\n    try: os.write(fd, {line!r})\n"
         result = tried(tmp_path, source + "    except OSError: pass\nos._exit(0)\n")
         assert not result.ok
+        assert result.error == "it ended by itself before it was done, with exit code 0"
         assert "failed at" in as_text(result)
+    numbers = f'{{"parameters": {huge}, "layers": -1, "dim": true, "notes": [[1], "said"]}}\n'
+    source = f"import os\nfor fd in range(3, 30):\n    try: os.write(fd, {numbers.encode()!r})\n"
+    result = tried(tmp_path, source + "    except OSError: pass\nos._exit(0)\n")
+    assert (result.parameters, result.layers, result.dim) == (None, None, None)
+    assert result.notes == ("said",)
 
 
 def test_dimensions_are_those_of_the_model(tmp_path: Path, scratch: Path) -> None:
@@ -266,14 +277,17 @@ def test_dimensions_are_those_of_the_model(tmp_path: Path, scratch: Path) -> Non
         "    def __init__(self):\n"
         "        super().__init__()\n"
         "        self.wte, self.head = nn.Embedding(64, 16), nn.Linear(16, 64)\n"
-        "        self.blocks = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])\n"
+        "        self.blocks = nn.ModuleList([nn.Linear(16, 4096), nn.Linear(16, 16)])\n"
+        "        self.blocks[1].num_heads = 4\n"
         "    def forward(self, x):\n"
         "        return self.head(self.wte(x))\n"
     )
     result = tried(tmp_path, source)
     assert result.ok, result.error
     assert (result.vocab_size, result.layers, result.dim, result.kv_heads) == (64, 2, 16, None)
-    assert "layers is 11 in the settings, and 2 in the model" in result.notes
+    assert result.heads == 4
+    for doubt in ("vocab_size is 4,096", "layers is 11", "dim is 512", "heads is 8"):
+        assert any(each.startswith(f"{doubt} in the settings, and ") for each in result.notes)
 
 
 @pytest.mark.parametrize("timeout", [0.0, -5.0, float("nan"), float("inf")])
@@ -330,6 +344,73 @@ def test_files_without_a_name_count_too(
     assert "wrote more than" in str(result.error)
     silent = tried(tmp_path, closed + "time.sleep(60)", timeout=1.5)
     assert "took longer than 1.5 s" in str(silent.error)
+
+
+def test_files_count_that_are_mapped_alone(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeper.evidence.smoke.SCRATCH_BYTES", 8 << 20)
+    # The first thread ends, and the name is one that breaks a line where lines are taken for text.
+    source = (
+        f"{NATIVE}import threading, time\nname = 'a\\u2028b'\n"
+        "with open(name, 'w+b') as f:\n"
+        "    f.write(bytes(4 << 20)); f.flush()\n"
+        "    libc.mmap(None, ctypes.c_long(4096), 1, 1, f.fileno(), ctypes.c_long(0))\n"
+        "os.unlink(name)\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "libc.pthread_exit(None)\n"
+    )
+    assert "wrote more than" in str(tried(tmp_path, source).error)
+
+
+def test_threads_are_counted(tmp_path: Path, scratch: Path) -> None:
+    source = (
+        "import threading, time\nthreading.stack_size(1 << 15)\ntry:\n    while True:\n"
+        "        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "except RuntimeError: time.sleep(60)\n"
+    )
+    assert tried(tmp_path, source).error == "it started more than 1,000 threads"
+
+
+def test_torch_is_there_for_what_names_it_and_where_nobody_can_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = f"import zlib\nexec(zlib.decompress({zlib.compress(b'import torch')!r}))\n".encode()
+    for data, needs in ((b"import torch", True), (packed, True), (b"exec('x = 1')", False)):
+        assert _needs_torch(data, 60.0) is needs
+    monkeypatch.setattr("sweeper.evidence.smoke.limited", lambda *_, **__: None)
+    assert _needs_torch(b"exec('x = 1')", 60.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "libc.prctl(1, 0)",  # to outlive its parent
+        "libc.prctl(4, 0)",  # not to be looked at
+        "libc.socketpair(1, 1, 0, (ctypes.c_int * 2)())",
+        "libc.ioctl(0, 0x40086602, ctypes.byref(ctypes.c_long()))",  # flags of a file
+        "libc.ioctl(0, 0x8901, ctypes.byref(ctypes.c_int(os.getppid())))",  # FIOSETOWN
+        "libc.fallocate(kept, 1, ctypes.c_long(0), ctypes.c_long(1 << 20))",
+        "libc.truncate(b'kept', ctypes.c_long(0))",
+        "libc.close_range(900, 901, 2)",
+        "libc.sched_setscheduler(os.getppid(), 0, (ctypes.c_int * 1)())",
+        "os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0))",
+    ],
+)
+def test_what_gets_around_the_locks_is_no_call(tmp_path: Path, call: str) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import ctypes, os\n"
+        "from sweeper.evidence import smoke_lockdown as l\n"
+        "libc, kept = ctypes.CDLL(None, use_errno=True), os.open('kept', os.O_CREAT | os.O_RDWR)\n"
+        "assert l.confine_calls()\nos.sched_setaffinity(0, os.sched_getaffinity(0))\n"
+        f"os.isatty(0)\ntry: print({call}, ctypes.get_errno())\n"
+        "except PermissionError as error: print(-1, error.errno)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if "AssertionError" in done.stderr:
+        pytest.skip("this machine does not have it")
+    assert done.stdout == "-1 1\n", done.stderr
 
 
 def test_a_folder_that_is_hard_to_remove_is_removed(tmp_path: Path, scratch: Path) -> None:
