@@ -48,6 +48,8 @@ PAIR = re.compile(
     re.DOTALL,
 )
 FLAG = re.compile(r"(?<!\S)(?P<start>--?(?P<name>[A-Za-z][\w-]*)[ \t]+)(?P<value>[^\s-]\S*)")
+# What a service gives out: letters and digits mixed, in one word that is no expression.
+GIVEN_OUT = re.compile(r"(?=\w*[0-9])(?=\w*[A-Za-z])[\w-]{16,}")
 SHORTEST = 6  # characters of a value that is looked for anywhere: others are words
 
 
@@ -88,12 +90,14 @@ def without(text: str, values: Collection[str]) -> str:
 
 
 def find_secret(text: str, values: Collection[str] = ()) -> str | None:
-    """What in a line of a log is surely a secret: one of the values, `NAME=…` of the environment, a
-    password in a URL. What is only named so in prose may be anything.
+    """What in a line of a log is surely a secret: one of the values, `NAME=…` of the environment,
+    `name: …` of what looks given out, a password in a URL. What else is named so in prose may be
+    anything.
     """
     for pair in PAIR.finditer(text):
         value = pair["value"].strip("\"'")
-        if pair["name"].isupper() and is_secret(pair["name"]) and len(value) >= SHORTEST:
+        sure = len(value) >= SHORTEST if pair["name"].isupper() else GIVEN_OUT.fullmatch(value)
+        if sure and is_secret(pair["name"]):
             return pair["name"]
     if ":" in text and (url := IN_URL.search(text)) is not None and ":" in url[0]:
         return "a password in a URL"

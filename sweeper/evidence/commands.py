@@ -1,8 +1,9 @@
 """The commands by which a record is run, as its README gives them: read from one, written for one.
 
 A README's code blocks are shell. What is read of it: assignments before a command, `export`,
-continued lines, `$NAME` and `${NAME:-default}` of what was assigned before. A value that only the
-shell knows (of a loop, of a command) is left out.
+continued lines, `$NAME` and `${NAME:-default}` of what was assigned before, programs that run
+another one (`timeout`, `docker run -e A=1 …`, `bash -c '…'`). A value that only the shell knows (of
+a loop, of a command) is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -23,21 +25,30 @@ LITERAL_DOLLAR = "\0"
 # What a command says in the midst of another one: $(nvidia-smi -L | wc -l).
 SUBSTITUTION = re.compile(r"\$\([^()]*\)|`[^`]*`")
 SAID_BY_A_COMMAND = "${said_by_a_command}"
-HEREDOC = re.compile(r"<<-?\s*[\"']?([A-Za-z_]\w*)[\"']?")
+HEREDOC = re.compile(r"(?<!<)<<-?\s*[\"']?([A-Za-z_]\w*)[\"']?")  # and not <<< "text"
 INDENTED = re.compile(r"^(?: {4,}|\t)\s*(\S.*)$")
 INLINE = re.compile(r"`([^`]+)`")
 BACKSLASH = "\\"
 OPERATORS = frozenset(";|&<>()")
-# What may stand before a command and changes nothing of it.
-BEFORE = frozenset({"do", "then", "else", "env", "nohup", "time", "sudo", "exec", "{"})
-# Programs that run another one: what is before that is theirs.
+# Words of the shell that may stand before a command.
+BEFORE = frozenset({"do", "then", "else", "{"})
+# Programs that run another one: what is before that is theirs, but for what they set.
 WRAPPERS = frozenset(
     {
-        *("uv", "poetry", "pipenv", "conda", "numactl", "nice", "srun", "docker", "podman"),
-        *("taskset", "singularity", "apptainer"),
+        *("env", "nohup", "time", "sudo", "exec", "timeout", "stdbuf", "setsid", "caffeinate"),
+        *("uv", "poetry", "pipenv", "conda", "numactl", "nice", "ionice", "taskset", "srun"),
+        *("docker", "podman", "singularity", "apptainer"),
     }
 )
+SET_BY_A_WRAPPER = re.compile(r"^(?:-e|--env=)?([A-Za-z_]\w*)=(.*)$", re.DOTALL)
+EXPORTED_BY_SLURM = "--export="  # and then a list with commas
+SHELLS = frozenset({"sh", "bash", "zsh"})
+SHELL_TEXT = re.compile(r"-[a-z]*c")  # the next word is a text of commands
 PYTHON = re.compile(r"python[\d.]*")
+# What may run a script, where how is not understood.
+MAY_RUN = re.compile(
+    r"\b(?:python[\d.]*|torch\.distributed|bash|srun|uv run|modal run|accelerate|deepspeed)\b"
+)
 PROCESSES = re.compile(r"--nproc[-_]per[-_]node(?:=(.*))?")
 
 Launcher = Literal["torchrun", "exec"]
@@ -88,22 +99,26 @@ def read_commands(text: str) -> list[RunCommand]:
 
 
 def not_understood(text: str) -> list[int]:
-    """The lines that name the script beside something that may run it, from 1."""
+    """The lines that name torchrun, or the script beside something that may run it, from 1."""
     return [
         number
         for number, line in enumerate(text.splitlines(), start=1)
-        if SCRIPT in line and re.search(r"\b(?:torchrun|python[\d.]*|torch\.distributed)\b", line)
+        if "torchrun" in line or (SCRIPT in line and MAY_RUN.search(line))
     ]
 
 
 def _loose(text: str) -> Iterator[list[tuple[int, str]]]:
-    """Code outside of fences: indented lines that name the script, and spans within a line."""
+    """Code outside of fences: indented lines, and spans within a line that name the script."""
+    block: list[tuple[int, str]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         indented = INDENTED.match(line)
-        if indented is not None and SCRIPT in line:
-            yield [(number, indented[1])]
-        elif indented is None:
-            yield from ([(number, span)] for span in INLINE.findall(line) if SCRIPT in span)
+        if indented is not None:
+            block.append((number, indented[1]))
+            continue
+        yield _joined(block)
+        block = []
+        yield from ([(number, span)] for span in INLINE.findall(line) if SCRIPT in span)
+    yield _joined(block)
 
 
 def _commands(blocks: Iterable[list[tuple[int, str]]]) -> list[RunCommand]:
@@ -112,8 +127,7 @@ def _commands(blocks: Iterable[list[tuple[int, str]]]) -> list[RunCommand]:
     for block in blocks:
         for number, line in block:
             for words in _statements(line):
-                command = _take(words, shell, number)
-                found += [] if command is None else [command]
+                found += _take(words, shell, number)
     return found
 
 
@@ -129,32 +143,38 @@ def listed_settings(text: str) -> dict[str, str]:
 
 
 def _blocks(text: str) -> Iterator[list[tuple[int, str]]]:
-    """The code blocks, each as its lines with their numbers; continued lines are one."""
+    """The fenced code blocks, each as its lines with their numbers; continued lines are one."""
     fence, block = "", list[tuple[int, str]]()
-    continued, document = False, ""
     for number, line in enumerate(text.splitlines(), start=1):
-        if document:  # the lines of a here-document are no commands
-            document = "" if line.strip() == document else document
-            continue
         mark = FENCE.match(line)
         if mark is not None and (not fence or mark[1].startswith(fence)):
-            if fence:
-                yield block
-            fence, block, continued = ("" if fence else mark[1]), [], False
-            continue
-        if not fence:
+            yield _joined(block)
+            fence, block = "" if fence else mark[1], []
+        elif fence:
+            block.append((number, line))
+    yield _joined(block)  # of a fence that was never closed
+
+
+def _joined(block: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The lines of a block, continued ones as one; those of here-documents are no commands."""
+    lines: list[tuple[int, str]] = []
+    continued, document = False, ""
+    for place, (number, line) in enumerate(block):
+        if document:
+            document = "" if line.strip() == document else document
             continue
         begun = PROMPT.sub("", line).rstrip()
         if continued:
-            first, before = block.pop()
-            block.append((first, f"{before} {begun.removesuffix(BACKSLASH)}"))
+            first, before = lines.pop()
+            lines.append((first, f"{before} {begun.removesuffix(BACKSLASH)}"))
         else:
-            block.append((number, begun.removesuffix(BACKSLASH)))
+            lines.append((number, begun.removesuffix(BACKSLASH)))
         continued = begun.endswith(BACKSLASH)
         here = HEREDOC.search(begun)
-        document = here[1] if here is not None else ""
-    if fence:  # one that was never closed
-        yield block
+        # One without an end is none: a number that is shifted.
+        if here is not None and any(later.strip() == here[1] for _, later in block[place + 1 :]):
+            document = here[1]
+    return lines
 
 
 def _statements(line: str) -> Iterator[list[str]]:
@@ -189,7 +209,7 @@ def _marked(line: str) -> str:
     return marked.replace(f"\\{LITERAL_DOLLAR}", LITERAL_DOLLAR)
 
 
-def _take(words: Sequence[str], shell: _Shell, line: int) -> RunCommand | None:
+def _take(words: Sequence[str], shell: _Shell, line: int) -> list[RunCommand]:
     """One statement: what it assigns is remembered, what it runs is returned."""
     rest = list(words)
     own: dict[str, str] = {}
@@ -199,9 +219,47 @@ def _take(words: Sequence[str], shell: _Shell, line: int) -> RunCommand | None:
         if match is not None and (value := shell.expand(match[2])) is not None:
             own[match[1]] = value
     if rest and not exports:
-        return _command(rest, shell.exported | own, line)
+        wrapper, command = _unwrapped(rest)
+        return _run(command, shell.exported | own | _set_by(wrapper, shell), line)
     (shell.exported if exports else shell.assigned).update(own)
-    return None
+    return []
+
+
+def _unwrapped(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What a command is wrapped in, and the command without it."""
+    if Path(words[0]).name not in WRAPPERS:
+        return [], words
+    starts = (place for place, word in enumerate(words) if _runs(Path(word).name))
+    start = next(starts, 0)
+    return words[:start], words[start:]
+
+
+def _runs(program: str) -> bool:
+    return program == "torchrun" or program in SHELLS or PYTHON.fullmatch(program) is not None
+
+
+def _set_by(wrapper: Iterable[str], shell: _Shell) -> dict[str, str]:
+    """The settings among the words of what wraps a command: `env A=1`, `docker run -e A=1`."""
+    found: dict[str, str] = {}
+    for word in wrapper:
+        slurm = word.startswith(EXPORTED_BY_SLURM)
+        for part in word.removeprefix(EXPORTED_BY_SLURM).split(",") if slurm else [word]:
+            match = SET_BY_A_WRAPPER.match(part)
+            if match is not None and (value := shell.expand(match[2])) is not None:
+                found[match[1]] = value
+    return found
+
+
+def _run(words: Sequence[str], env: Mapping[str, str], line: int) -> list[RunCommand]:
+    """What a command runs: the script, or a text of commands that is handed to a shell."""
+    if Path(words[0]).name in SHELLS:
+        pairs = pairwise(words[1:])
+        text = next((text for option, text in pairs if SHELL_TEXT.fullmatch(option)), "")
+        inner = _Shell(exported=dict(env))
+        statements = _statements(text.replace(LITERAL_DOLLAR, "$"))
+        return [command for each in statements for command in _take(each, inner, line)]
+    command = _command(words, env, line)
+    return [] if command is None else [command]
 
 
 def _command(words: Sequence[str], env: Mapping[str, str], line: int) -> RunCommand | None:
@@ -209,7 +267,6 @@ def _command(words: Sequence[str], env: Mapping[str, str], line: int) -> RunComm
     at = next((i for i, word in enumerate(words) if Path(word).name == SCRIPT), None)
     if at is None or at == 0:
         return None
-    words, at = _unwrapped(words, at)
     program = Path(words[0]).name
     by_torchrun = program == "torchrun" or any("torch.distributed" in w for w in words[:at])
     options = words[1:at]
@@ -225,18 +282,6 @@ def _command(words: Sequence[str], env: Mapping[str, str], line: int) -> RunComm
         arguments=tuple(word.replace(LITERAL_DOLLAR, "$") for word in words[at + 1 :]),
         line=line,
     )
-
-
-def _unwrapped(words: Sequence[str], at: int) -> tuple[Sequence[str], int]:
-    """A command without what it is wrapped in, and where the script is in it."""
-    if Path(words[0]).name not in WRAPPERS:
-        return words, at
-    starts = [
-        place
-        for place, word in enumerate(words[:at])
-        if Path(word).name == "torchrun" or PYTHON.fullmatch(Path(word).name)
-    ]
-    return (words[starts[0] :], at - starts[0]) if starts else (words, at)
 
 
 def _processes(options: Sequence[str]) -> int | None:

@@ -59,7 +59,8 @@ def readme(published: Published, code: Code, verdict: Verdict | None) -> str:
         _section("Evaluation and compliance", _compliance(published, code)),
         _section("Credits", [f"{FILL_IN} whose work this builds on, with links to their records."]),
     ]
-    return "\n\n".join(sections) + "\n"
+    # Whatever a value came from: an argument, a setting, what a failed run said.
+    return redact("\n\n".join(sections), published.secrets) + "\n"
 
 
 def log_name(seed: int) -> str:
@@ -227,14 +228,14 @@ def _settings(published: Published, heading: str) -> Iterator[str]:
     if heading == "Architecture" and params is not None:
         said = f"{said} {params:,} parameters.".strip()
     yield said or f"{FILL_IN} the {heading.lower()}; the logs do not tell it."
-    settings = settings_of(config, heading)
+    settings = {n: value for n, value in settings_of(config, heading).items() if not is_secret(n)}
     if settings:
         yield f"Settings: {', '.join(f'`{name}` {value}' for name, value in settings.items())}."
 
 
 def _reproduce(published: Published, code: Code) -> Iterator[str]:
     spec = published.spec
-    env = {n: redact(text) for n, text in published.trial.env.items() if not is_secret(n)}
+    env = {n: text for n, text in published.trial.env.items() if not is_secret(n)}
     # Only what keeps the process contract knows where it is to write.
     by_contract = all(run.result.get("adapter") in (None, "contract") for run in published.runs)
     yield (
@@ -278,7 +279,7 @@ def _process_env(published: Published) -> dict[str, str]:
     no_gpu = {} if resources.gpus_per_run else {"CUDA_VISIBLE_DEVICES": ""}
     # Of others nobody can tell whether they are anybody's business.
     given = {
-        name: redact(env_text(value))
+        name: env_text(value)
         for name, value in spec.process_env.items()
         if OF_COMPUTING.match(name) and not is_secret(name)
     }

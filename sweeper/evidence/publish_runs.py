@@ -99,6 +99,10 @@ class Published:
         return tuple(run.seed for run in self.runs)
 
     @property
+    def secrets(self) -> frozenset[str]:
+        return secrets_of(self.spec)
+
+    @property
     def config(self) -> dict[str, Any]:
         """The settings that all runs echo alike, by lower-case name."""
         first, *others = [dict(run.result.get("config") or {}) for run in self.runs]
@@ -194,10 +198,14 @@ def _read_run(sweep: SweepDir, ledger: Ledger, run: RunRow, attempt: AttemptRow)
         directory=AttemptDir(sweep.path / attempt.path),
     )
     _check_log(found, where)
-    spec = ledger.spec
-    tables = [spec.env, spec.process_env, *(trial.env for trial in spec.trials)]
-    _check_secrets(found, {value for table in tables for value in secret_values(table)})
+    _check_secrets(found, secrets_of(ledger.spec))
     return found
+
+
+def secrets_of(spec: SweepSpec) -> frozenset[str]:
+    """The values of a sweep's secret settings."""
+    tables = [spec.env, spec.process_env, *(trial.env for trial in spec.trials)]
+    return frozenset(value for table in tables for value in secret_values(table))
 
 
 def _check_secrets(run: FinishedRun, secrets: Collection[str]) -> None:

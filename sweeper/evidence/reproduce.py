@@ -78,24 +78,18 @@ def plan(
 ) -> Plan:
     """The sweep that runs a record's seeds again, below a root of sweeps.
 
-    Seeds are those that the record counts; `env` goes over the settings of its README. The number
-    of GPUs is that of its command, or of its logs; 0 runs as many processes on CPUs. What an
-    earlier call has begun keeps what it was given. UserError where the record has no script or no
-    seeds, or where a sweep of that name is of another script.
+    Seeds are those that the record counts; `env` goes over its README's settings. GPUs are as many
+    as in its command, or its logs; 0 runs as many processes on CPUs. What was begun keeps what it
+    was given. UserError without a script or seeds, or where the sweep is of another script.
     """
-    if record.script is None:
-        raise UserError(f"{record.path}: no train_gpt.py in it, so there is nothing to run")
-    chosen = list(dict.fromkeys(seeds or [r.seed for r in record.counted if r.seed is not None]))
-    if not chosen:
-        raise UserError(f"{record.path}: no log of it tells its seed; name them with --seeds")
+    chosen = _chosen(record, seeds)
     sweep = SweepDir(root / sweep_name(record))
-    earlier = _earlier(record, sweep)
+    earlier, env = _earlier(record, sweep), env or {}
     if earlier is None:
         table, notes = _first(record, gpus_per_run, processes_per_run)
     else:
-        table, notes = _again(earlier, sweep, env or {})
-        chosen = list(dict.fromkeys([*earlier.seeds, *chosen]))
-    table |= {"name": sweep.name, "seeds": chosen}
+        table, notes = _again(earlier, sweep, env)
+    table |= {"name": sweep.name, "seeds": list(dict.fromkeys([*table["seeds"], *chosen]))}
     _add(
         table,
         "resources",
@@ -105,10 +99,20 @@ def plan(
         max_parallel=max_parallel,
         accelerator=accelerator,
     )
-    _add(table, "env", **(env or {}))
+    _add(table, "env", **env)
     _add(table, "limits", max_seconds=max_seconds)
     spec = _validated(table)
     return Plan(spec=spec, sweep=sweep, text=_as_toml(spec), notes=(*notes, *_missing_paths(spec)))
+
+
+def _chosen(record: Record, seeds: Sequence[int] | None) -> Sequence[int]:
+    """The seeds to run; UserError where there are none, or nothing to run them with."""
+    if record.script is None:
+        raise UserError(f"{record.path}: no train_gpt.py in it, so there is nothing to run")
+    chosen = seeds or [run.seed for run in record.counted if run.seed is not None]
+    if not chosen:
+        raise UserError(f"{record.path}: no log of it tells its seed; name them with --seeds")
+    return chosen
 
 
 def _first(
@@ -117,7 +121,7 @@ def _first(
     """The spec of a first call but for its seeds, and what to tell of it."""
     command, said = choose_command(record)
     table, notes = _table(record, command)
-    table["resources"] = _resources(record, command, gpus, processes)
+    table |= {"seeds": [], "resources": _resources(record, command, gpus, processes)}
     return table, [said, *notes]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,3 +114,17 @@ def spec_of(sweep: SweepDir) -> SweepSpec:
     """What a sweep is of, by its ledger."""
     with closing(Ledger.open_for_reading(sweep.ledger)) as ledger:
         return ledger.spec
+
+
+def published_json(folder: Path) -> dict[str, object]:
+    """The fields of a published folder."""
+    found: dict[str, object] = json.loads((folder / "submission.json").read_text())
+    return found
+
+
+def bash_block(readme: str) -> str:
+    """The commands of the section `Reproduce`, as a person would copy them."""
+    section = readme.partition("## Reproduce")[2].partition("\n## ")[0]
+    match = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert match is not None
+    return match[1]

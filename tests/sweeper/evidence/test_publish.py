@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,32 +19,22 @@ from sweeper.errors import UserError
 from sweeper.evidence.publish import publish
 from sweeper.evidence.publish_runs import gather
 from sweeper.evidence.read import read_record
-from sweeper.evidence.reproduce import plan
-from sweeper.evidence.rules import Status
 from sweeper.evidence.submission import submission
-from sweeper.evidence.validate import validate
-from sweeper.judge import judge
 from sweeper.layout import SweepDir
 from sweeper.ledger import Ledger
-from sweeper.logreader import read_log
-from sweeper.provenance import record_spec
-from sweeper.rows import AttemptState, RunState
-from sweeper.snapshot import prepare
 from sweeper.spec import SweepSpec
 from sweeper.stages import Stage
-from tests.model.conftest import SMALL, data_dir, train_environment
-from tests.sweeper.conftest import ROOT, make_spec
 from tests.sweeper.evidence.publish_sweeps import (
     FAKE_GPT,
     HIGH,
     LOW,
+    bash_block,
     change_results,
     make_sweep,
+    published_json,
     script_spec,
     spec_of,
 )
-
-__all__ = ["data_dir"]  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +50,6 @@ def own(made: SweepDir, tmp_path: Path) -> SweepDir:
     return SweepDir(Path(shutil.copytree(made.path, tmp_path / "made")))
 
 
-def published_json(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "submission.json").read_text())
-    return found
-
-
-def bash_block(readme: str) -> str:
-    """The commands of the section `Reproduce`, as a person would copy them."""
-    section = readme.partition("## Reproduce")[2].partition("\n## ")[0]
-    match = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
-    assert match is not None
-    return match[1]
-
-
 def test_a_script_is_published_with_all_that_belongs_to_it(made: SweepDir, tmp_path: Path) -> None:
     out = publish(made, LOW, tmp_path / "records" / "2026-01-02_Größe")
     names = {path.name for path in out.iterdir()}
@@ -85,7 +62,14 @@ def test_a_script_is_published_with_all_that_belongs_to_it(made: SweepDir, tmp_p
         attempt = made.attempt(0, LOW, seed, 1)
         assert (out / f"train_seed{seed}.log").read_bytes() == attempt.stdout.read_bytes()
     assert not list(out.parent.glob(".*"))
+    text = (out / "README.md").read_text()
+    assert "whether evaluation needs `table.bin`" in text
+    assert "0.005 nats per token are" in text  # no baseline: only what the margin is
+    assert f"| `MATRIX_LR` | {0.02} |" in text
 
+
+def test_a_published_folder_says_what_its_logs_say(made: SweepDir, tmp_path: Path) -> None:
+    out = publish(made, LOW, tmp_path / "record")
     facts = published_json(out)
     assert facts["seeds"] == [1, 2]
     assert facts["val_bpb"] == pytest.approx(1.1100015, abs=1e-9)
@@ -114,11 +98,6 @@ def test_a_script_is_published_with_all_that_belongs_to_it(made: SweepDir, tmp_p
     assert record.claim.val_bpb.agrees(record.summary.mean or 0.0)
     assert record.claim.bytes_total is not None
     assert [claimed.agrees(record.summary.mean or 0.0) for claimed in record.claim.readme] == [True]
-
-    text = (out / "README.md").read_text()
-    assert "whether evaluation needs `table.bin`" in text
-    assert "0.005 nats per token are" in text  # no baseline: only what the margin is
-    assert f"| `MATRIX_LR` | {0.02} |" in text
 
 
 def test_the_readme_of_a_script_runs_as_it_stands(made: SweepDir, tmp_path: Path) -> None:
@@ -227,16 +206,23 @@ def test_of_a_search_only_the_fresh_seeds_are_the_record(own: SweepDir, tmp_path
     assert "**1 of 2 seeds count.** Not among them: seed 1 (the search chose" in said
 
 
+def change_spec(sweep: SweepDir, **changes: Mapping[str, object]) -> None:
+    """Put values over those of tables of a sweep's spec."""
+    table = spec_of(sweep).model_dump(by_alias=True, mode="json")
+    for name, values in changes.items():
+        table[name] |= values
+    text = SweepSpec.model_validate(table).model_dump_json(by_alias=True)
+    with closing(Ledger.open_for_writing(sweep.ledger, spec_of(sweep))) as ledger:
+        ledger.db.execute("UPDATE sweep SET spec = ?", (text,))
+
+
 def test_no_secret_is_published(own: SweepDir, tmp_path: Path) -> None:
-    table = spec_of(own).model_dump(by_alias=True, mode="json")
     names = ("DB_PASS", "GITHUB_PAT", "NGROK_AUTHTOKEN", "WANDB_API_KEY", "WHATEVER")
-    table["process_env"] |= dict.fromkeys(names, "verysecret") | {
+    settings = dict.fromkeys(names, "verysecret") | {
         "HTTPS_PROXY": "http://me:verysecret@proxy",
         "NCCL_DEBUG": "WARN",
     }
-    text = SweepSpec.model_validate(table).model_dump_json(by_alias=True)
-    with closing(Ledger.open_for_writing(own.ledger, spec_of(own))) as ledger:
-        ledger.db.execute("UPDATE sweep SET spec = ?", (text,))
+    change_spec(own, process_env=settings)
     out = publish(own, LOW, tmp_path / "out")
     said = (out / "README.md").read_text()
     listed = ", ".join(f"`{name}`" for name in sorted([*names, "HTTPS_PROXY", "LOG_FORMAT"]))
@@ -253,6 +239,39 @@ def test_no_secret_is_published(own: SweepDir, tmp_path: Path) -> None:
             publish(own, LOW, tmp_path / "again")
         log.write_text(before)
     assert not (tmp_path / "again").exists()
+
+
+def test_no_secret_is_in_what_the_readme_says_of_a_run(own: SweepDir, tmp_path: Path) -> None:
+    """Arguments, settings of a trial and of a log, the message of a seed that failed."""
+    arguments = ["--wandb-key", "verysecret", "--seed-file", "s3://me:verysecret@host/seeds"]
+    change_results(own, 1, config={"hf_token": "verysecret", "matrix_lr": 0.02})
+    change_spec(own, workload={"arguments": arguments}, process_env={"DB_PASS": "othersecret"})
+    mirror = json.dumps({"MATRIX_LR": "0.02", "MIRROR": "https://me:verysecret@host"})
+    with closing(sqlite3.connect(own.ledger, isolation_level=None)) as db:
+        db.execute("UPDATE trials SET env = ? WHERE number = 0", (mirror,))
+        db.execute("UPDATE runs SET state = 'failed' WHERE trial = 0 AND seed = 2")
+        db.execute("UPDATE attempts SET message = 'no entry for othersecret'")
+    out = publish(own, LOW, tmp_path / "out", allow_missing=True)
+    said = (out / "README.md").read_text()
+    assert not re.search("verysecret|othersecret", said)
+    assert "MIRROR=https://…@host" in said
+    assert "--wandb-key …" in said
+    assert "no entry for …" in said
+
+
+def test_a_log_that_echoes_a_secret_setting_is_refused(own: SweepDir, tmp_path: Path) -> None:
+    """In lower case, as scripts echo theirs; words are no secrets."""
+    log = own.attempt(0, LOW, 1, 1).stdout
+    before = log.read_text()
+    for line in ("  hf_token: hf_AbCdEf0123456789xyz", "wandb_api_key=0123456789abcdef0123"):
+        log.write_text(f"{before}{line}\n")
+        with pytest.raises(UserError, match=r"logs are published as they are"):
+            publish(own, LOW, tmp_path / "out")
+    code = 'api_key = os.environ["API_KEY_2"]'
+    for line in ("hf_token: None", code, "nats per token: 2.31415926535897932"):
+        log.write_text(f"{before}{line}\n")
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        publish(own, LOW, tmp_path / "out")
 
 
 def test_what_is_no_record_is_refused_with_the_reason(own: SweepDir, tmp_path: Path) -> None:
@@ -351,109 +370,3 @@ def test_a_module_without_an_export_is_refused(own: SweepDir, tmp_path: Path) ->
         ledger.db.execute("UPDATE sweep SET spec = ?", (json.dumps(text),))
     with pytest.raises(UserError, match=r"it has no somebody/export\.py"):
         publish(own, LOW, tmp_path / "out")
-
-
-# ---- the recipe itself
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> SweepDir:
-    """Two real runs of the recipe, small, as a sweep would have left them."""
-    sweep = SweepDir(tmp_path_factory.mktemp("recipe") / "recipe")
-    sweep.path.mkdir()
-    env = SMALL | {"DATA_DIR": str(data_dir)}
-    trial = {"name": "small", "env": {}}
-    spec = make_spec(seeds=[42, 7], workload={}, env=env, trial=[trial])
-    snapshot, _ = prepare(spec.workload, sweep, finished=False)
-    assert snapshot is not None
-    record_spec(sweep, spec, "", snapshot)
-
-    def run(seed: int) -> None:
-        attempt = sweep.attempt(0, "small", seed, 1)
-        logs = attempt.logs / "ranks" / "id" / "attempt_0" / "0"
-        logs.mkdir(parents=True)
-        settings = train_environment(data_dir, attempt.path, seed=seed)
-        with (logs / "stdout.log").open("wb") as stdout:
-            command = [sys.executable, "-m", "model.train"]
-            subprocess.run(command, cwd=ROOT, env=settings, stdout=stdout, timeout=240, check=True)
-        attempt.exit.write_text('{"exit_code": 0, "stop_reason": null}')
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, spec.seeds))
-    with closing(Ledger.open_for_writing(sweep.ledger, spec)) as ledger:
-        for row in ledger.runs():
-            attempt = sweep.attempt(0, "small", row.seed, 1)
-            path = attempt.path.relative_to(sweep.path).as_posix()
-            identity = ledger.launched(
-                row, number=1, path=path, host="here", gpus="", code=snapshot.sha256
-            )
-            outcome = judge(attempt, {**spec.trial_env(spec.trials[0]), "SEED": str(row.seed)})
-            assert outcome.state is AttemptState.FINISHED, outcome.message
-            ledger.ended(identity, outcome.state, RunState.FINISHED, result=outcome.result)
-    return sweep
-
-
-def test_the_recipe_is_published_and_its_folder_gives_the_same_losses(
-    recipe: SweepDir, tmp_path: Path
-) -> None:
-    out = publish(recipe, "small", tmp_path / "records" / "small")
-    facts = published_json(out)
-    assert (out / "train_gpt.py").stat().st_size == facts["bytes_code"]
-    assert {path.suffix for path in out.iterdir()} == {".md", ".json", ".log", ".py", ".txt"}
-    record = read_record(out)
-    assert {run.seed for run in record.counted} == {42, 7}
-    assert record.bytes_max == facts["bytes_total"]
-    assert record.claim.val_bpb is not None
-    assert record.claim.val_bpb.agrees(record.summary.mean or 0.0)
-    # It says all that a log can say, and stands as what it claims to be.
-    assert [dict(run.missing) for run in record.counted] == [{}, {}]
-    assert {run.facts.train_path for run in record.counted} == {"fineweb10B_sp512"}
-    failing = {each.rule for each in validate(record) if each.status is Status.FAIL}
-    assert failing == {"seeds-enough"}  # it has two
-    text = (out / "README.md").read_text()
-    assert "GPTQ with Hessians of 2 training batches, packed by rans" in text
-    assert "4 layers of width 64, 2 heads of attention, 1 of keys and values" in text
-    needed = (out / "requirements.txt").read_text()
-    lines = {re.split("==|  #", line)[0] for line in needed.splitlines() if line[0] != "#"}
-    assert lines == {"brotli", "constriction", "numpy", "sentencepiece", "torch"}
-    # A README's command is understood by `sweeper reproduce` as it was meant.
-    planned, asked = plan(record, tmp_path).spec, spec_of(recipe)
-    assert planned.trial_env(planned.trials[0]) == asked.trial_env(asked.trials[0])
-    assert (planned.seeds, planned.resources.gpus_per_run) == ((42, 7), 0)
-
-    # As a user would: the folder alone, and what its README says for the first seed.
-    alone = Path(shutil.copytree(out, tmp_path / "allein und leer"))
-    log = alone / "train_seed42.log"
-    *exported, first, torchrun = bash_block(text).partition("SEED=7")[0].splitlines()
-    assert torchrun.split() == ["torchrun", "--standalone", "--nproc_per_node=1", "train_gpt.py"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    clean = {"PATH": path, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        ["bash", "-e", "-c", "\n".join([*exported, first, torchrun])],
-        cwd=alone,
-        env=clean,
-        capture_output=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    (tmp_path / "again.log").write_bytes(done.stdout)
-    again, before = read_log(tmp_path / "again.log"), read_log(log)
-    assert (again.val_loss, again.val_bpb) == (before.val_loss, before.val_bpb)
-    assert again.bytes_total == before.bytes_total
-    losses = re.findall(rb"train_loss: [\d.]+", done.stdout)
-    assert losses == re.findall(rb"train_loss: [\d.]+", log.read_bytes())
-    assert losses
-
-
-def test_code_of_another_size_than_was_counted_is_refused(recipe: SweepDir, tmp_path: Path) -> None:
-    own = SweepDir(Path(shutil.copytree(recipe.path, tmp_path / "recipe")))
-    change_results(own, 7, bytes_code=12_345)
-    with pytest.raises(UserError, match=r"makes \d+ bytes .* seed 7 counted 12345"):
-        publish(own, "small", tmp_path / "out")
-    (snapshot,) = (path for path in (own.path / "code").iterdir() if path.is_dir())
-    with (snapshot / "model" / "train.py").open("a") as file:
-        file.write("# changed\n")
-    with pytest.raises(UserError, match="not the code that ran any more"):
-        publish(own, "small", tmp_path / "out")
-    assert not (tmp_path / "out").exists()

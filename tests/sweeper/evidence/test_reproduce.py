@@ -13,7 +13,6 @@ import pytest
 
 from sweeper.adapters import parse
 from sweeper.errors import UserError
-from sweeper.evidence.commands import not_understood, read_commands, run_lines
 from sweeper.evidence.publish import publish
 from sweeper.evidence.read import read_record
 from sweeper.evidence.record import LoggedRun, Record
@@ -22,6 +21,7 @@ from sweeper.evidence.reproduce_account import Outcome, account, as_json, as_mar
 from sweeper.layout import SweepDir
 from sweeper.rows import AttemptState
 from sweeper.spec import load_spec
+from tests.sweeper.evidence.public_readme import PUBLIC
 from tests.sweeper.evidence.publish_sweeps import (
     FAKE_GPT,
     LOW,
@@ -34,101 +34,6 @@ from tests.sweeper.ray_helpers import Place
 from tests.sweeper.sweeps import attempt_states
 
 FINISHED = AttemptState.FINISHED
-
-PUBLIC = """
-# Something
-
-Prose with `torchrun train_gpt.py` in it is no command.
-
-```bash
-pip install -r requirements.txt
-export DATA_PATH=./data/x  TOKENIZER_PATH="${TOKENS:-./tok en.model}"
-$ RUN_ID=base MATRIX_LR=0.02 torchrun --standalone --nproc_per_node=8 train_gpt.py > log.txt
-for SEED in 1 2; do
-  SEED=$SEED MATRIX_LR=0.04 ITERATIONS=9 \\
-  QUITE_OTHER=1 NCCL_DEBUG=WARN \\
-  torchrun --standalone --nproc-per-node 4 records/a/train_gpt.py --flag 2>&1 | tee "t.log"
-done
-python3 -m torch.distributed.run --nproc_per_node=gpu train_gpt.py && python train_gpt.py
-python eval.py train_gpt.py; cat train_gpt.py; python -m compileall train_gpt.py
-```
-It's not a 'shell here:
-~~~
-it's prose
-MATRIX_LR=0.9 python3.11 train_gpt.py
-"""
-
-
-def test_the_commands_of_a_readme_are_read_as_a_shell_would() -> None:
-    base, loop, gpu, alone, last = read_commands(PUBLIC)
-    common = {"DATA_PATH": "./data/x", "TOKENIZER_PATH": "./tok en.model"}
-    assert base.env == common | {"RUN_ID": "base", "MATRIX_LR": "0.02"}
-    assert (base.processes, base.launch, base.arguments, base.line) == (8, "torchrun", (), 9)
-    # What only the loop knows is left out, not guessed.
-    assert loop.env == common | {
-        "MATRIX_LR": "0.04",
-        "ITERATIONS": "9",
-        "QUITE_OTHER": "1",
-        "NCCL_DEBUG": "WARN",
-    }
-    assert (loop.processes, loop.arguments, loop.line) == (4, ("--flag",), 11)
-    assert (gpu.processes, gpu.launch) == (None, "torchrun")
-    assert (alone.processes, alone.launch, alone.env) == (1, "exec", common)
-    assert last.env == common | {"MATRIX_LR": "0.9"}
-
-
-@pytest.mark.parametrize(
-    ("block", "env", "processes", "launch"),
-    [
-        (
-            "cd x && SEED=1 torchrun --nproc_per_node=$(nvidia-smi -L | wc -l) train_gpt.py",
-            {"SEED": "1"},
-            *(None, "torchrun"),
-        ),
-        ("A=1 uv run torchrun --nproc_per_node=2 train_gpt.py", {"A": "1"}, 2, "torchrun"),
-        ("A=1 numactl -N 0 python3 -u train_gpt.py", {"A": "1"}, 1, "exec"),
-        ("RUN=$(date) B=2 nice -n 5 torchrun train_gpt.py", {"B": "2"}, 1, "torchrun"),
-    ],
-)
-def test_a_command_is_read_behind_what_wraps_it(
-    block: str, env: dict[str, str], processes: int | None, launch: str
-) -> None:
-    (command,) = read_commands(f"```\n{block}\n```")
-    assert (command.env, command.processes, command.launch) == (env, processes, launch)
-
-
-def test_a_document_within_a_command_holds_no_commands() -> None:
-    lines = [
-        "cat > run.sh <<'EOF'",
-        "A=1 torchrun train_gpt.py",
-        "EOF",
-        "B=2 torchrun train_gpt.py",
-    ]
-    (command,) = read_commands("\n".join(["```", *lines, "```"]))
-    assert command.env == {"B": "2"}
-
-
-def test_without_a_code_block_indented_and_inline_code_is_read() -> None:
-    (indented,) = read_commands("Run:\n\n    A=1 torchrun --nproc_per_node=8 train_gpt.py\n")
-    assert (indented.env, indented.processes, indented.line) == ({"A": "1"}, 8, 3)
-    (inline,) = read_commands("Run `A=2 python train_gpt.py`, and `train_gpt.py` is the script.")
-    assert inline.env == {"A": "2"}
-    fenced = "```\nA=3 torchrun train_gpt.py\n```\nand never `A=4 torchrun train_gpt.py`"
-    assert [command.env for command in read_commands(fenced)] == [{"A": "3"}]
-
-
-def test_what_is_not_understood_is_named_by_its_line() -> None:
-    text = "# X\n\nmodal run torchrun_on_modal.py::main with torchrun and train_gpt.py\n"
-    assert read_commands(text) == []
-    assert not_understood(text) == [3]
-
-
-def test_what_is_written_is_read_back() -> None:
-    env = {"SEED": "7", "NAME": "it's a $HOME", "EMPTY": ""}
-    text = run_lines(env, launch="torchrun", processes=8, nodes=2, arguments=["a b", "--x=1"])
-    (command,) = read_commands(f"```bash\n{text}\n```")
-    assert (command.processes, command.arguments) == (4, ("a b", "--x=1"))
-    assert command.env == env
 
 
 @pytest.fixture(scope="module")
